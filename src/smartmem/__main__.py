@@ -1,0 +1,5 @@
+"""`python -m smartmem`."""
+
+from smartmem.cli import main
+
+main()

@@ -1,0 +1,389 @@
+"""Expressions as C: scalars of any dtype, or float vectors along a lane axis with masks for bools.
+
+In: an `Expr` over loop axes, a `Context` that knows where tensors lie. Out: lines in a `Writer`, and the name of the
+result. Values that do not change along the lane stay scalars and are splatted where they meet a vector.
+
+A chunk is a full vector, or the first `count` lanes of one; loads and stores of the latter touch no memory past
+the last lane. Chunks start at multiples of the vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from smartmem.codegen.c_index import Axes, along, c_lin
+from smartmem.codegen.writer import Writer
+from smartmem.index.lin import Lin, Lookup
+from smartmem.index.map import Guard
+from smartmem.kernel.expr import COMPARE, Alu, Choose, Const, DType, Expr, Iota, Load, operands, walk
+from smartmem.layout.storage import Storage
+
+C_TYPES = {
+    "float32": "float", "float64": "double", "float16": "_Float16", "int8": "int8_t", "int16": "int16_t",
+    "int32": "int32_t", "int64": "int64_t", "uint8": "uint8_t", "uint16": "uint16_t", "uint32": "uint32_t",
+    "uint64": "uint64_t", "bool": "uint8_t",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The vector direction: a loop axis, its extent, lanes per vector, and the count of lanes in use (None: all)."""
+
+    axis: int
+    extent: int
+    width: int
+    count: str | None = None
+
+
+@dataclass(frozen=True)
+class Value:
+    """A C expression; `vector` tells a vector (f32v, or an i32v mask for bools) from a scalar."""
+
+    text: str
+    vector: bool = False
+
+
+# How a tensor that exists only inside the kernel is read: given its coordinates, the value.
+LocalReader = Callable[["Emitter", tuple[Lin, ...]], Value]
+
+
+@dataclass
+class Context:
+    """What the names in an expression mean.
+
+    Attributes:
+        axes: loop variables.
+        storages: where tensors lie in memory.
+        pointers: C pointer variables, by tensor.
+        local: readers of tensors that live inside the kernel.
+        lane: the vector direction, None for scalar code.
+    """
+
+    axes: Axes
+    storages: Mapping[str, Storage]
+    pointers: Mapping[str, str]
+    local: Mapping[str, LocalReader] = field(default_factory=dict)
+    lane: Lane | None = None
+
+    def scalar(self) -> Context:
+        return replace(self, lane=None)
+
+
+def vectorizable(body: Expr, dtype: DType) -> bool:
+    """Whether vector code exists for an expression: float32 and bool only, and no 64-bit index values along lanes."""
+    kinds = {np.dtype(np.float32), np.dtype(bool)}
+    if dtype not in kinds:
+        return False
+    for node in walk(body):
+        if node.dtype not in kinds and not isinstance(node, Const):
+            return False
+    return True
+
+
+class Emitter:
+    """Writes the statements that compute expressions; equal subexpressions are computed once per scope."""
+
+    def __init__(self, writer: Writer, context: Context, known: dict[int, Value] | None = None) -> None:
+        self.writer = writer
+        self.context = context
+        self.known: dict[int, Value] = dict(known or {})
+        self.wanted: list[Expr] = []
+
+    def value(self, expr: Expr) -> Value:
+        """Statements for `expr`; its value."""
+        stack = [expr]
+        while stack:
+            node = stack[-1]
+            if id(node) in self.known:
+                stack.pop()
+                continue
+            pending = [] if isinstance(node, Choose) else [o for o in operands(node) if id(o) not in self.known]
+            if pending:
+                stack.extend(reversed(pending))
+                continue
+            self.known[id(node)] = self._node(node)
+            self.wanted.append(node)  # keeps the node alive while its id is a key
+            stack.pop()
+        return self.known[id(expr)]
+
+    def as_vector(self, value: Value, dtype: DType) -> str:
+        """The value in all lanes."""
+        if value.vector or self.context.lane is None:
+            return value.text
+        return f"sm_splat_i(-({value.text} != 0))" if dtype == np.bool_ else f"sm_splat({value.text})"
+
+    def name(self, text: str, dtype: DType, vector: bool) -> Value:
+        """Binds a C expression to a fresh constant."""
+        kind = ("i32v" if dtype == np.bool_ else "f32v") if vector else C_TYPES[dtype.name]
+        if not vector and dtype == np.float16:
+            kind = "float"
+        variable = self.writer.fresh()
+        self.writer.line(f"const {kind} {variable} = {text};")
+        return Value(variable, vector)
+
+    # -------------------------------------------------------------------------------------------------- leaves
+
+    def _node(self, node: Expr) -> Value:
+        if isinstance(node, Const):
+            return Value(c_const(node.value, node.dtype))
+        if isinstance(node, Load):
+            return self._load(node)
+        if isinstance(node, Iota):
+            return self._iota(node)
+        if isinstance(node, Choose):
+            return self._choose(node)
+        return self._alu(node)
+
+    def _iota(self, node: Iota) -> Value:
+        lane = self.context.lane
+        if lane is None or along(node.lin, lane.axis, lane.extent, lane.width).uniform:
+            return self.name(f"({C_TYPES[node.dtype.name]})({c_lin(node.lin, self.context.axes)})", node.dtype, False)
+        step = along(node.lin, lane.axis, lane.extent, lane.width).stride
+        assert step is not None, "vector code over an irregular index value"
+        base = f"sm_splat((float)({c_lin(node.lin, self.context.axes)}))"
+        return self.name(f"{base} + sm_iota_f() * sm_splat({float(step)}f)", node.dtype, True)
+
+    def _load(self, node: Load) -> Value:
+        reader = self.context.local.get(node.tensor)
+        if reader is not None:
+            return reader(self, node.index)
+        storage = self.context.storages[node.tensor]
+        return self.load_at(self.context.pointers[node.tensor], storage.at(node.index), node.dtype)
+
+    def load_at(self, pointer: str, address: Lin, dtype: DType) -> Value:
+        """The element, or the vector of elements, at an address over the loop axes."""
+        lane = self.context.lane
+        where = c_lin(address, self.context.axes)
+        if lane is None:
+            return self.name(f"{pointer}[{where}]", dtype, False)
+        step = along(address, lane.axis, lane.extent, lane.width).stride
+        if step == 0:
+            return self.name(f"{pointer}[{where}]", dtype, False)
+        if step is None or (step != 1 and dtype == np.bool_):
+            return self._load_irregular(pointer, address, dtype)
+        if dtype == np.bool_:
+            text = f"sm_load_bool({pointer} + {where})"
+            if lane.count:
+                text = f"sm_load_bool_n({pointer} + {where}, {lane.count})"
+        elif step == 1:
+            text = f"sm_load({pointer} + {where})"
+            if lane.count:
+                text = f"sm_load_n({pointer} + {where}, {lane.count}, 0.0f)"
+        else:
+            text = f"sm_load_strided({pointer} + {where}, {step})"
+            if lane.count:
+                text = f"sm_load_strided_n({pointer} + {where}, {step}, {lane.count}, 0.0f)"
+        return self.name(text, dtype, True)
+
+    def _load_irregular(self, pointer: str, address: Lin, dtype: DType) -> Value:
+        """One lane at a time: nothing is known of the addresses."""
+        lane = self.context.lane
+        assert lane is not None
+        lanes, index = self.writer.fresh("lanes"), self.writer.fresh("l")
+        kind = "int" if dtype == np.bool_ else "float"
+        self.writer.line(f"{kind} {lanes}[SM_W] = {{0}};")
+        with self.writer.loop(index, lane.count or "SM_W"):
+            names = {**self.context.axes.names, lane.axis: f"({self.context.axes.names[lane.axis]} + {index})"}
+            where = c_lin(address, replace(self.context.axes, names=names))
+            element = f"-({pointer}[{where}] != 0)" if dtype == np.bool_ else f"{pointer}[{where}]"
+            self.writer.line(f"{lanes}[{index}] = {element};")
+        return self.name(f"sm_load_i32({lanes})" if dtype == np.bool_ else f"sm_load({lanes})", dtype, True)
+
+    # ---------------------------------------------------------------------------------------------- structure
+
+    def _choose(self, node: Choose) -> Value:
+        """A branch: guards are the same in all lanes (`lane_free` sees to that)."""
+        vector = self.context.lane is not None
+        result = self.writer.fresh()
+        kind = ("i32v" if node.dtype == np.bool_ else "f32v") if vector else C_TYPES[node.dtype.name]
+        self.writer.line(f"{kind} {result};")
+        with self.writer.block(f"if ({c_guards(node.guards, self.context.axes)})"):
+            inner = Emitter(self.writer, self.context, self.known)
+            value = inner.value(node.then)
+            self.writer.line(f"{result} = {inner.as_vector(value, node.dtype)};")
+        with self.writer.block("else"):
+            inner = Emitter(self.writer, self.context, self.known)
+            value = inner.value(node.otherwise)
+            self.writer.line(f"{result} = {inner.as_vector(value, node.dtype)};")
+        return Value(result, vector)
+
+    def _alu(self, node: Alu) -> Value:
+        args = [self.known[id(a)] for a in node.args]
+        vector = any(a.vector for a in args)
+        kinds = [a.dtype for a in node.args]
+        if vector:
+            texts = [self.as_vector(a, kind) for a, kind in zip(args, kinds, strict=True)]
+            return self.name(vector_alu(node, texts), node.dtype, True)
+        return self.name(scalar_alu(node, [a.text for a in args]), node.dtype, False)
+
+
+def lane_free(guards: tuple[Guard, ...], lane: Lane) -> bool:
+    """Whether guards have one truth value per chunk: they do not move along the lane, or only at chunk borders."""
+    for guard in guards:
+        step = along(guard.lin, lane.axis, lane.extent, lane.width).stride
+        if step == 0:
+            continue
+        aligned = all(s % lane.width == 0 for s, d in guard.lin.terms if d.axis != lane.axis)
+        if step != 1 or not aligned or guard.lin.offset % lane.width:
+            return False
+        if guard.ext % lane.width and guard.lin.max >= guard.ext:
+            return False
+    return True
+
+
+def c_guards(guards: tuple[Guard, ...], axes: Axes) -> str:
+    """``0 <= a < n`` for every guard, each as one unsigned comparison."""
+    return " && ".join(f"(unsigned long)({c_lin(g.lin, axes)}) < {g.ext}ul" for g in guards)
+
+
+def c_const(value: float | int | bool, dtype: DType) -> str:
+    """A C literal of the dtype."""
+    if dtype.kind == "f":
+        suffix = "" if dtype.itemsize == 8 else "f"
+        number = float(value)
+        if np.isnan(number):
+            return "NAN"
+        if np.isinf(number):
+            return "INFINITY" if number > 0 else "(-INFINITY)"
+        text = repr(number) if dtype.itemsize == 8 else repr(float(np.float32(number)))
+        text = text if "." in text or "e" in text else text + ".0"
+        return f"({text}{suffix})" if number < 0 else f"{text}{suffix}"
+    number = int(value)
+    if dtype == np.int64:
+        return f"({number + 1}ll - 1)" if number == -(2**63) else f"({number}ll)"
+    return f"({number}{'ull' if dtype == np.uint64 else 'u' if dtype.kind == 'u' else ''})"
+
+
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
+          "ne": "!=", "bitand": "&", "bitor": "|", "bitxor": "^"}  # fmt: skip
+_LOGIC = {"and": "&", "or": "|", "xor": "^"}
+
+
+def vector_alu(node: Alu, x: list[str]) -> str:
+    """One operation on vectors (f32v, bools as i32v masks)."""
+    op = node.op
+    if op in _INFIX:
+        text = f"{x[0]} {_INFIX[op]} {x[1]}"
+        return f"(i32v)({text})" if op in COMPARE else text
+    if op in _LOGIC:
+        return f"{x[0]} {_LOGIC[op]} {x[1]}"
+    if op == "pow":
+        return _power(node, x) or f"sm_powv({x[0]}, {x[1]})"
+    if op in ("max", "min"):
+        first, second = (x[1], x[0]) if isinstance(node.args[1], Const) else (x[0], x[1])
+        return f"sm_{op}({first}, {second})"
+    if op == "mod":
+        return f"{x[0]} - sm_floorv({x[0]} / {x[1]}) * {x[1]}"
+    if op == "where":
+        return f"sm_select{'_i' if node.dtype == np.bool_ else ''}({x[0]}, {x[1]}, {x[2]})"
+    if op == "cast":
+        if node.dtype == np.bool_:
+            return f"(i32v)({x[0]} != sm_splat(0.0f))"
+        return f"sm_select({x[0]}, sm_splat(1.0f), sm_splat(0.0f))"
+    if op == "neg":
+        return f"-{x[0]}"
+    if op == "not":
+        return f"~{x[0]}"
+    if op == "isnan":
+        return f"(i32v)({x[0]} != {x[0]})"
+    if op == "sign":
+        one, zero = "sm_splat(1.0f)", "sm_splat(0.0f)"
+        positive = f"sm_select((i32v)({x[0]} > {zero}), {one}, {x[0]})"
+        return f"sm_select((i32v)({x[0]} < {zero}), -{one}, {positive})"
+    return f"sm_{op}v({', '.join(x)})"
+
+
+def _power(node: Alu, x: list[str]) -> str | None:
+    exponent = node.args[1]
+    if isinstance(exponent, Const) and exponent.value in (2, 3):
+        return " * ".join([x[0]] * int(exponent.value))
+    return None
+
+
+def scalar_alu(node: Alu, x: list[str]) -> str:
+    """One operation on scalars of any dtype."""
+    op, kind = node.op, node.args[-1].dtype
+    if op == "where":
+        return f"{x[0]} ? {x[1]} : {x[2]}"
+    if op == "cast":
+        return _cast(node, x[0])
+    if op in COMPARE:
+        return f"{x[0]} {_INFIX[op]} {x[1]}"
+    if op in _LOGIC:
+        return f"({x[0]} != 0) {_LOGIC[op]} ({x[1]} != 0)"
+    if op == "not":
+        return f"!{x[0]}"
+    if kind.kind == "f":
+        return _float_alu(node, x, "d" if kind.itemsize == 8 else "s")
+    return f"({C_TYPES[node.dtype.name]})({_integer_alu(op, x, kind)})"
+
+
+def _float_alu(node: Alu, x: list[str], suffix: str) -> str:
+    op = node.op
+    if op in _INFIX:
+        return f"{x[0]} {_INFIX[op]} {x[1]}"
+    if op == "pow" and _power(node, x):
+        return _power(node, x) or ""
+    if op == "neg":
+        return f"-{x[0]}"
+    if op == "isnan":
+        return f"{x[0]} != {x[0]}"
+    if op == "sign":
+        return f"{x[0]} > 0 ? 1 : {x[0]} < 0 ? -1 : {x[0]}"
+    if op == "recip":
+        return f"1 / {x[0]}"
+    if op == "mod":
+        return f"{x[0]} - sm_floor{suffix}({x[0]} / {x[1]}) * {x[1]}"
+    return f"sm_{op}{suffix}({', '.join(x)})"
+
+
+def _integer_alu(op: str, x: list[str], kind: DType) -> str:
+    if op == "div":
+        return f"sm_idiv({x[0]}, {x[1]})"
+    if op == "mod":
+        return f"sm_imod({x[0]}, {x[1]})" if kind.kind == "i" else f"sm_umod({x[0]}, {x[1]})"
+    if op == "fmod":
+        return f"sm_irem({x[0]}, {x[1]})" if kind.kind == "i" else f"sm_umod({x[0]}, {x[1]})"
+    if op in _INFIX:
+        return f"{x[0]} {_INFIX[op]} {x[1]}"
+    if op in ("max", "min"):
+        return f"{x[0]} {'>' if op == 'max' else '<'} {x[1]} ? {x[0]} : {x[1]}"
+    if op == "neg":
+        return f"-{x[0]}"
+    if op == "abs":
+        return f"{x[0]} < 0 ? -{x[0]} : {x[0]}" if kind.kind == "i" else x[0]
+    if op == "sign":
+        return f"({x[0]} > 0) - ({x[0]} < 0)"
+    if op == "bitwise_not":
+        return f"~{x[0]}"
+    if op in ("shl", "shr"):
+        return f"sm_{op}({x[0]}, {x[1]})"
+    if op == "pow":
+        return f"sm_ipow({x[0]}, {x[1]})"
+    if op in ("floor", "ceil", "round", "trunc"):
+        return x[0]
+    if op == "isnan":
+        return "0"
+    return f"sm_{op}d((double){x[0]})"
+
+
+def _cast(node: Alu, x: str) -> str:
+    source, target = node.args[0].dtype, node.dtype
+    if target == np.bool_:
+        return f"{x} != 0"
+    if source.kind == "f" and target.kind in "iu":
+        return f"({C_TYPES[target.name]})sm_to_i64((double){x})"
+    return f"({C_TYPES[target.name]}){x}"
+
+
+def lookup_renderer(storages: Mapping[str, Storage], pointers: Mapping[str, str], axes: Axes) -> Callable[[Lookup], str]:
+    """Renders ``tensor[index]`` wrapped (negative counts from the end) and clamped into [0, ext)."""
+
+    def render(lookup: Lookup) -> str:
+        address = storages[lookup.tensor].at(lookup.index)
+        return f"sm_index({pointers[lookup.tensor]}[{c_lin(address, axes)}], {lookup.ext})"
+
+    return render

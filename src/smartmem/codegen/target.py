@@ -1,0 +1,55 @@
+"""What the schedules need to know of an instruction set, by the name that `--march` gives."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from smartmem.schedule.code import Target
+
+_AVX512 = ("x86-64-v4", "skylake-avx512", "skylake_avx512", "icelake", "sapphirerapids", "znver4", "znver5", "cascadelake")
+_AVX2 = ("x86-64-v3", "haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "alderlake")
+
+
+def target_of(march: str) -> Target:
+    """Vector width and registers for `march` ("native": this machine)."""
+    if march == "native":
+        return _native()
+    if any(march.startswith(name) for name in _AVX512):
+        return Target(lanes=16, registers=32)
+    if any(march.startswith(name) for name in _AVX2):
+        return Target(lanes=8, registers=16)
+    if march.startswith(("x86", "core2", "nehalem", "sandybridge", "ivybridge")):
+        return Target(lanes=8 if "bridge" in march else 4, registers=16)
+    return Target(lanes=4, registers=32)
+
+
+def _native() -> Target:
+    l1, l2 = _cache_bytes(1) or 32 << 10, _cache_bytes(2) or 512 << 10
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        flags = _cpu_flags()
+        if "avx512f" in flags:
+            return Target(16, 32, l1, l2)
+        return Target(8 if "avx" in flags else 4, 16, l1, l2)
+    return Target(4, 32, l1, l2)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {"avx"}  # every x86 Mac has AVX2
+    line = next((x for x in text.splitlines() if x.startswith("flags")), "")
+    return set(line.split(":", 1)[-1].split())
+
+
+def _cache_bytes(level: int) -> int:
+    """Size of this core's data cache, 0 if the system does not say."""
+    for index in range(4):
+        folder = Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}")
+        try:
+            if int((folder / "level").read_text()) == level and (folder / "type").read_text().strip() != "Instruction":
+                return int((folder / "size").read_text().strip().rstrip("K")) << 10
+        except (OSError, ValueError):
+            continue
+    return 0

@@ -1,0 +1,205 @@
+"""Digits and affine sums of digits: the one language in which smartmem writes every index.
+
+A *digit* is one position of a mixed-radix number, ``Digit(axis, lo, ext) = (axis // lo) % ext``; a `Lin` is
+``offset + sum(stride * digit)``. Every coordinate that a load or store uses is a `Lin` over the axes of a loop nest.
+
+Worked example, pixel shuffle by 2 from (1, 16, 8, 8) to (1, 4, 16, 16), read backwards from the output (n, c, h, w)::
+
+    channel = 4*c + 2*(h % 2) + (w % 2)     Lin(0, ((4, Digit(1, 1, 4)), (2, Digit(2, 1, 2)), (1, Digit(3, 1, 2))))
+    row     = h // 2                        Lin(0, ((1, Digit(2, 2, 8)),))
+
+Normal form (`lin` builds it, nothing else constructs `Lin`): no digit of extent 1, no zero stride, equal digits summed,
+adjacent digits glued, whole marks inlined, terms sorted. So an identity is one whole digit, and round trips cancel.
+
+An axis is an int (a loop axis), a `Mark` (a residual sum that has no exact split) or a `Lookup` (an entry of an
+integer tensor: a gather, constant or by data).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias, Union
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A residual sum `lin`, 0 <= lin < ext, used as an axis because one of its digits has no exact split."""
+
+    lin: Lin
+    ext: int
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The entry of the integer tensor `tensor` at `index`, wrapped and clamped to [0, ext): a data-dependent axis."""
+
+    tensor: str
+    index: tuple[Lin, ...]
+    ext: int
+
+
+Axis: TypeAlias = Union[int, Mark, Lookup]
+
+
+@dataclass(frozen=True)
+class Digit:
+    """``(axis // lo) % ext``; a digit that reaches the top of its axis needs no modulo."""
+
+    axis: Axis
+    lo: int
+    ext: int
+
+
+Term: TypeAlias = tuple[int, Digit]
+
+
+@dataclass(frozen=True)
+class Lin:
+    """``offset + sum(stride * digit)`` in normal form; build it with `lin`."""
+
+    offset: int = 0
+    terms: tuple[Term, ...] = ()
+
+    def __add__(self, other: Lin | int) -> Lin:
+        if isinstance(other, int):
+            return Lin(self.offset + other, self.terms)
+        return lin(self.offset + other.offset, self.terms + other.terms)
+
+    def __sub__(self, other: Lin | int) -> Lin:
+        return self + (-other if isinstance(other, int) else other * -1)
+
+    def __mul__(self, factor: int) -> Lin:
+        return lin(self.offset * factor, tuple((stride * factor, digit) for stride, digit in self.terms))
+
+    @property
+    def min(self) -> int:
+        """The least value over the whole domain."""
+        return self.offset + sum(stride * (digit.ext - 1) for stride, digit in self.terms if stride < 0)
+
+    @property
+    def max(self) -> int:
+        """The greatest value over the whole domain."""
+        return self.offset + sum(stride * (digit.ext - 1) for stride, digit in self.terms if stride > 0)
+
+    @property
+    def is_constant(self) -> bool:
+        return not self.terms
+
+    def within(self, low: int, high: int) -> bool:
+        """Whether low <= value < high everywhere."""
+        return low <= self.min and self.max < high
+
+
+def axis_digit(axis: int, ext: int) -> Lin:
+    """The identity of a loop axis of extent `ext`."""
+    return lin(0, ((1, Digit(axis, 1, ext)),))
+
+
+def constant(value: int) -> Lin:
+    """The Lin that is `value` everywhere."""
+    return Lin(value)
+
+
+def _axis_key(axis: Axis) -> tuple[int, str]:
+    return (axis, "") if isinstance(axis, int) else (1 << 30, repr(axis))
+
+
+@lru_cache(maxsize=1 << 16)
+def lin(offset: int, terms: tuple[Term, ...]) -> Lin:
+    """The normal form of ``offset + sum(stride * digit)``."""
+    strides: dict[Digit, int] = {}
+    for stride, digit in terms:
+        if digit.ext != 1:
+            strides[digit] = strides.get(digit, 0) + stride
+    live = [(stride, digit) for digit, stride in strides.items() if stride]
+    for position, (stride, digit) in enumerate(live):
+        mark = digit.axis
+        if isinstance(mark, Mark) and digit.lo == 1 and digit.ext >= mark.ext:  # whole mark -> the sum itself
+            inlined = tuple((stride * inner, d) for inner, d in mark.lin.terms)
+            return lin(offset + stride * mark.lin.offset, (*live[:position], *live[position + 1 :], *inlined))
+    live = _glue(live)
+    live.sort(key=lambda term: (-abs(term[0]), _axis_key(term[1].axis), term[1].lo))
+    return Lin(offset, tuple(live))
+
+
+def _glue(terms: list[Term]) -> list[Term]:
+    """s*(a//lo % e) + s*e*(a//(lo*e) % f) -> s*(a//lo % e*f)."""
+    by_start = {(digit.axis, digit.lo, stride): digit for stride, digit in terms}
+    if len({digit.axis for _, digit in terms}) == len(terms):
+        return terms
+    glued: list[Term] = []
+    consumed: set[tuple[Axis, int, int]] = set()
+    for stride, digit in sorted(terms, key=lambda term: term[1].lo):
+        key = (digit.axis, digit.lo, stride)
+        if key in consumed:
+            continue
+        consumed.add(key)
+        ext = digit.ext
+        upper = (digit.axis, digit.lo * ext, stride * ext)
+        while upper in by_start and upper not in consumed:
+            consumed.add(upper)
+            ext *= by_start[upper].ext
+            upper = (digit.axis, digit.lo * ext, stride * ext)
+        glued.append((stride, Digit(digit.axis, digit.lo, ext)))
+    return glued
+
+
+def axes_of(value: Lin) -> Iterator[int]:
+    """The loop axes that `value` depends on, marks and lookups included (with repetitions)."""
+    for _, digit in value.terms:
+        if isinstance(digit.axis, int):
+            yield digit.axis
+        elif isinstance(digit.axis, Mark):
+            yield from axes_of(digit.axis.lin)
+        else:
+            for index in digit.axis.index:
+                yield from axes_of(index)
+
+
+def pseudo_axes(value: Lin) -> Iterator[Mark | Lookup]:
+    """The marks and lookups in `value`, outermost first."""
+    for _, digit in value.terms:
+        if isinstance(digit.axis, Mark):
+            yield digit.axis
+            yield from pseudo_axes(digit.axis.lin)
+        elif isinstance(digit.axis, Lookup):
+            yield digit.axis
+            for index in digit.axis.index:
+                yield from pseudo_axes(index)
+
+
+def total(values: Iterable[Lin]) -> Lin:
+    """The sum of several Lins."""
+    result = Lin()
+    for value in values:
+        result = result + value
+    return result
+
+
+def show(value: Lin, names: str | tuple[str, ...] | list[str] = "ijklmnopqrstuvwxyz") -> str:
+    """`value` in ordinary notation, `names` giving the loop axes: ``4*i + j//2 + 3``."""
+    parts = [_show_term(stride, digit, names) for stride, digit in value.terms]
+    if value.offset or not parts:
+        parts.append(str(value.offset))
+    return " + ".join(parts).replace("+ -", "- ")
+
+
+def _show_term(stride: int, digit: Digit, names: str | tuple[str, ...] | list[str]) -> str:
+    axis = digit.axis
+    if isinstance(axis, int):
+        base = names[axis] if axis < len(names) else f"a{axis}"
+        top = False
+    elif isinstance(axis, Mark):
+        base, top = f"({show(axis.lin, names)})", digit.lo * digit.ext >= axis.ext
+    else:
+        base = f"{axis.tensor}[{', '.join(show(i, names) for i in axis.index)}]"
+        top = digit.lo * digit.ext >= axis.ext
+    if digit.lo != 1:
+        base += f"//{digit.lo}"
+    if not top and not isinstance(axis, int):
+        base += f"%{digit.ext}"
+    elif isinstance(axis, int):
+        base += f"%{digit.ext}" if digit.lo != 1 or digit.ext != 1 else ""
+    return base if stride == 1 else f"{stride}*{base}"

@@ -1,0 +1,198 @@
+"""Expressions: what one coordinate of a tensor is, in terms of loads at index expressions.
+
+    Expr = Load(tensor, index) | Const(value) | Iota(lin) | Alu(op, args) | Choose(guards, then, otherwise)
+
+Index expressions are `smartmem.index` Lins over the axes of the enclosing stage. A `Load` must be in bounds wherever
+the guards of the `Choose`s around it hold. Expressions are interned: equal expressions are the same object, so they
+form DAGs, comparison is cheap, and common subexpressions need no search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeAlias, Union
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from smartmem.index.lin import Lin
+from smartmem.index.map import Guard
+
+DType: TypeAlias = "np.dtype[Any]"
+
+# Arithmetic vocabulary. All operands of an Alu have the dtype of the result, except where noted. Integer division and
+# `mod` follow ONNX (C truncation for `div` on integers, `mod` = floor modulo with the sign of the divisor, `fmod` = C).
+UNARY = frozenset(
+    "neg abs exp log sqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid floor ceil round "
+    "trunc sign not bitwise_not recip isnan".split()
+)
+BINARY = frozenset("add sub mul div mod fmod pow max min and or xor shl shr bitand bitor bitxor".split())
+COMPARE = frozenset("lt le gt ge eq ne".split())  # operands of one dtype, result bool
+OTHER = frozenset(("where", "cast"))  # where(bool, a, b); cast(x) to the node's dtype, saturating as ONNX says
+
+# Combining functions of a reduction. arg* reduce one axis and give the position of the first (or last) extremum.
+COMBINE = frozenset("sum prod max min and or argmax argmin argmax_last argmin_last".split())
+
+
+@dataclass(frozen=True, eq=False)
+class _Interned:
+    """Base: identity is equality, because `make` interns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Load(_Interned):
+    """The element of `tensor` at `index` (one Lin per axis of the tensor)."""
+
+    tensor: str
+    index: tuple[Lin, ...]
+    dtype: DType = field(default=np.dtype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Const(_Interned):
+    """A scalar of the given dtype."""
+
+    value: float | int | bool
+    dtype: DType = field(default=np.dtype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Iota(_Interned):
+    """The value of an index expression, as a number of the given dtype."""
+
+    lin: Lin
+    dtype: DType = field(default=np.dtype(np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Alu(_Interned):
+    """`op` applied to `args`; `op` is in UNARY, BINARY, COMPARE or OTHER."""
+
+    op: str
+    args: tuple[Expr, ...]
+    dtype: DType = field(default=np.dtype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Choose(_Interned):
+    """`then` where every guard holds, else `otherwise`; only the chosen one is evaluated."""
+
+    guards: tuple[Guard, ...]
+    then: Expr
+    otherwise: Expr
+
+    @property
+    def dtype(self) -> DType:
+        return self.then.dtype
+
+
+Expr: TypeAlias = Union[Load, Const, Iota, Alu, Choose]
+
+_table: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+
+
+def _intern(key: Any, build: Callable[[], Any]) -> Any:
+    found = _table.get(key)
+    if found is None:
+        found = build()
+        _table[key] = found
+    return found
+
+
+def load(tensor: str, index: tuple[Lin, ...], dtype: Any = np.float32) -> Expr:
+    kind = np.dtype(dtype)
+    result: Expr = _intern(("load", tensor, index, kind), lambda: Load(tensor, index, kind))
+    return result
+
+
+def const(value: Any, dtype: Any = np.float32) -> Expr:
+    kind = np.dtype(dtype)
+    scalar = kind.type(value).item()
+    result: Expr = _intern(("const", repr(scalar), kind), lambda: Const(scalar, kind))
+    return result
+
+
+def iota(value: Lin, dtype: Any = np.int64) -> Expr:
+    kind = np.dtype(dtype)
+    result: Expr = _intern(("iota", value, kind), lambda: Iota(value, kind))
+    return result
+
+
+def alu(op: str, *args: Expr, dtype: Any = None) -> Expr:
+    """`op(args)`. The dtype is bool for comparisons, else that of the last argument, unless given (cast needs it)."""
+    kind = np.dtype(dtype) if dtype is not None else np.dtype(bool) if op in COMPARE else args[-1].dtype
+    if op == "cast" and args[0].dtype == kind:
+        return args[0]
+    key = ("alu", op, tuple(map(id, args)), kind)
+    result: Expr = _intern(key, lambda: Alu(op, args, kind))
+    return result
+
+
+def choose(guards: tuple[Guard, ...], then: Expr, otherwise: Expr) -> Expr:
+    """`Choose`, with guards that bounds decide removed."""
+    if any(guard.never for guard in guards):
+        return otherwise
+    guards = tuple(dict.fromkeys(guard for guard in guards if not guard.always))
+    if not guards or then is otherwise:
+        return then
+    if isinstance(then, Choose) and then.otherwise is otherwise:
+        return choose((*guards, *then.guards), then.then, otherwise)
+    key = ("choose", guards, id(then), id(otherwise))
+    result: Expr = _intern(key, lambda: Choose(guards, then, otherwise))
+    return result
+
+
+def operands(expr: Expr) -> tuple[Expr, ...]:
+    """The direct subexpressions."""
+    if isinstance(expr, Alu):
+        return expr.args
+    if isinstance(expr, Choose):
+        return (expr.then, expr.otherwise)
+    return ()
+
+
+def walk(expr: Expr) -> Iterator[Expr]:
+    """Every distinct subexpression once, operands before their users."""
+    seen: set[int] = set()
+    stack: list[tuple[Expr, bool]] = [(expr, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((operand, False) for operand in reversed(operands(node)))
+
+
+def loads(expr: Expr) -> list[Load]:
+    """The distinct loads of an expression."""
+    return [node for node in walk(expr) if isinstance(node, Load)]
+
+
+def rebuild(expr: Expr, leaf: Callable[[Load | Iota], Expr], guard: Callable[[Guard], Guard] = lambda g: g) -> Expr:
+    """`expr` with every Load and Iota replaced by ``leaf(it)`` and every guard by ``guard(it)``; sharing is kept."""
+    done: dict[int, Expr] = {}
+    for node in walk(expr):
+        if isinstance(node, (Load, Iota)):
+            done[id(node)] = leaf(node)
+        elif isinstance(node, Alu):
+            done[id(node)] = alu(node.op, *(done[id(a)] for a in node.args), dtype=node.dtype)
+        elif isinstance(node, Choose):
+            guards = tuple(guard(g) for g in node.guards)
+            done[id(node)] = choose(guards, done[id(node.then)], done[id(node.otherwise)])
+        else:
+            done[id(node)] = node
+    return done[id(expr)]
+
+
+@lru_cache(maxsize=1 << 14)
+def _is_cheap(op: str) -> bool:
+    return op in {"add", "sub", "mul", "max", "min", "neg", "abs", "cast", "where"} or op in COMPARE
+
+
+def cost(expr: Expr) -> int:
+    """A rough count of machine operations per evaluation: 1 for simple arithmetic, 8 for transcendental functions."""
+    return sum((1 if _is_cheap(n.op) else 8) for n in walk(expr) if isinstance(n, Alu))

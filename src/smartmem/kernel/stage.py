@@ -1,0 +1,178 @@
+"""Stages and kernels: compute definitions, alone and fused.
+
+A `Stage` defines one tensor: for every coordinate of `shape`, the body, combined over the `reduce` axes if there are
+any. Axes are numbered 0..len(shape)-1 for the space axes, then the reduce axes::
+
+    matmul   Stage("y", (m, n), reduce=(k,), combine="sum", body=load("a", (i, k)) * load("b", (k, j)))
+    softmax  four stages: max over the row, exp of the difference, its sum, the quotient
+
+A `Kernel` is a list of stages that one loop nest computes together; the last one is stored, the others are local.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from smartmem.index.lin import Lin, Lookup, axis_digit, pseudo_axes
+from smartmem.index.map import Guard, IndexMap
+from smartmem.index.substitute import substitute
+from smartmem.kernel.expr import Choose, DType, Expr, Iota, Load, iota, load, loads, rebuild, walk
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """The compute definition of the tensor `name`.
+
+    Attributes:
+        name: the tensor that it defines.
+        shape: extents of the space axes; the shape of the tensor.
+        dtype: its element type.
+        body: the expression, over space axes then reduce axes.
+        reduce: extents of the reduce axes.
+        combine: how values along reduce axes are combined (see `expr.COMBINE`), "" without reduce axes.
+        origin: names of the graph nodes that it came from.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    body: Expr
+    reduce: tuple[int, ...] = ()
+    combine: str = ""
+    origin: tuple[str, ...] = ()
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """Extents of all axes: space, then reduce."""
+        return self.shape + self.reduce
+
+    @property
+    def is_view(self) -> bool:
+        """Whether the body is a bare load: a layout operator."""
+        return not self.reduce and isinstance(self.body, Load) and self.body.dtype == self.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * np.dtype(self.dtype).itemsize
+
+    def space(self) -> tuple[Lin, ...]:
+        """Identity coordinates of the space axes."""
+        return tuple(axis_digit(a, n) for a, n in enumerate(self.shape))
+
+    def loads(self) -> list[Load]:
+        return loads(self.body)
+
+    def index_map(self, access: Load) -> IndexMap:
+        """The map from this stage's axes to the coordinates of one of its loads."""
+        return IndexMap(self.domain, access.index)
+
+
+@dataclass(eq=False)
+class Kernel:
+    """Stages computed together. The last one is stored; the others exist only inside the kernel.
+
+    Attributes:
+        stages: in execution order. Loads of local stages agree with the loop nest on the shared axes.
+        tensor: name of the tensor that is stored.
+        shape: its shape; differs from the last stage's where a view was fused into the store.
+        store: coordinates of the stored tensor over the last stage's axes; None: the identity.
+        rows: leading axes that all stages share (a row pipeline), None for a plain nest.
+        notes: what passes want `explain` to say.
+    """
+
+    stages: list[Stage]
+    tensor: str
+    shape: tuple[int, ...]
+    store: IndexMap | None = None
+    rows: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def of(stage: Stage) -> Kernel:
+        """A kernel of one stage."""
+        return Kernel([stage], stage.name, stage.shape)
+
+    @property
+    def output(self) -> Stage:
+        return self.stages[-1]
+
+    def store_coords(self) -> tuple[Lin, ...]:
+        """Where in the stored tensor each coordinate of the last stage goes."""
+        return self.output.space() if self.store is None else self.store.coords
+
+    def local(self) -> set[str]:
+        """Names of the tensors that never leave the kernel."""
+        return {stage.name for stage in self.stages[:-1]}
+
+    def inputs(self) -> list[str]:
+        """Names of the tensors that are read from memory, lookups included, each once."""
+        local = self.local()
+        names: dict[str, None] = {}
+        for stage in self.stages:
+            for tensor in tensors_read(stage.body):
+                if tensor not in local:
+                    names[tensor] = None
+        return list(names)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the kernel only moves data."""
+        return all(stage.is_view for stage in self.stages)
+
+
+def tensors_read(body: Expr) -> list[str]:
+    """Names of the tensors that an expression reads, in loads and in lookups of its indices, each once."""
+    names: dict[str, None] = {}
+
+    def visit(value: Lin) -> None:
+        for axis in pseudo_axes(value):
+            if isinstance(axis, Lookup):
+                names[axis.tensor] = None
+
+    for node in walk(body):
+        if isinstance(node, Load):
+            names[node.tensor] = None
+            for index in node.index:
+                visit(index)
+        elif isinstance(node, Iota):
+            visit(node.lin)
+        elif isinstance(node, Choose):
+            for guard in node.guards:
+                visit(guard.lin)
+    return list(names)
+
+
+def reindex(body: Expr, axes: tuple[Lin, ...], extents: tuple[int, ...]) -> Expr:
+    """`body` with axis k (of extent ``extents[k]``) replaced by ``axes[k]``: a definition read at other coordinates."""
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Iota):
+            return iota(substitute(node.lin, axes, extents), node.dtype)
+        return load(node.tensor, tuple(substitute(i, axes, extents) for i in node.index), node.dtype)
+
+    return rebuild(body, leaf, lambda g: Guard(substitute(g.lin, axes, extents), g.ext))
+
+
+def inline(stage: Stage, producer: Stage) -> Stage:
+    """`stage` with every load of `producer` replaced by the producer's body: elimination and fusion in one operation.
+
+    The producer must have no reduce axes.
+    """
+    assert not producer.reduce, f"{producer.name} has a reduction and cannot be inlined"
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Load) and node.tensor == producer.name:
+            return reindex(producer.body, node.index, producer.shape)
+        return node
+
+    origin = tuple(dict.fromkeys((*producer.origin, *stage.origin)))
+    return replace(stage, body=rebuild(stage.body, leaf), origin=origin)
+

@@ -1,0 +1,427 @@
+"""Operator fusion: stages become kernels, and kernels absorb their producers wherever a schedule can run the result.
+
+Merges, in this order (each only when all consumers of the producer's result are in the one consumer)::
+
+    pointwise -> pointwise        the producer is computed in the consumer's loads
+    anything  -> pointwise        epilogue: the consumer follows in registers, at the producer's coordinates
+    pointwise -> anything         prologue: computed in the consumer's loads
+    rows      -> rows             row pipeline: LayerNorm -> matmul, scores -> softmax -> weighted sum
+
+Legality follows DNNFusion's mapping types, which are derived here from index maps: an epilogue needs a bijection
+(one-to-one, reorganize, shuffle), a prologue may also broadcast (one-to-many) if that repeats little work, and
+many-to-many producers join only row pipelines that keep their rows. Whether the fused kernel can be scheduled is asked
+of the schedule itself. Every pair that stays apart is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from smartmem.index.lin import Lin, axes_of, axis_digit
+from smartmem.index.map import IndexMap
+from smartmem.kernel.expr import Choose, Expr, Iota, Load, cost, load, rebuild, walk
+from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
+from smartmem.passes.module import HostOp, Module
+from smartmem.schedule import nest, rows
+from smartmem.schedule.roles import align_contraction, align_pointwise, factors
+
+MAX_REPEAT = 4  # a prologue may be evaluated this many times per element if it is not cheap
+CHEAP = 2
+LOCAL_FLOATS = 8192  # widest local tensor that a pipeline may hold per row
+
+
+def fuse(module: Module, within_operators: bool = False) -> None:
+    """Turns `module.steps` into `module.kernels`. With `within_operators` only stages of one node are merged."""
+    fuser = _Fuser(module, within_operators)
+    fuser.run()
+    module.kernels = fuser.in_order()
+    module.steps = []
+
+
+@dataclass
+class _Fuser:
+    module: Module
+    within: bool
+    kernels: list[Kernel | HostOp] = field(default_factory=list)
+    pinned: set[str] = field(default_factory=set)
+    consumers: dict[str, list[Kernel | HostOp]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        self.pinned = self.module.pinned()
+        constants = set(self.module.constants)
+        for step in self.module.steps:
+            self.kernels.append(step if isinstance(step, HostOp) else _kernel(step, constants))
+        for kernel in self.kernels:
+            for name in _reads(kernel):
+                self.consumers.setdefault(name, []).append(kernel)
+        self._sweep(self._pointwise_into_pointwise, backwards=True)
+        self._sweep(self._epilogue, backwards=False)
+        self._sweep(self._prologue_or_rows, backwards=True)
+        self._record_apart()
+
+    def in_order(self) -> list[Kernel | HostOp]:
+        """Kernels sorted so that producers come first (merging may have moved a kernel's inputs behind it)."""
+        producer = {name: k for k in self.kernels for name in _writes(k)}
+        ordered: list[Kernel | HostOp] = []
+        state: dict[int, int] = {}
+        pieces: dict[str, list[str]] = {}
+        for name, window in self.module.windows.items():
+            pieces.setdefault(window.parent, []).append(name)
+
+        def needed(kernel: Kernel | HostOp) -> list[Kernel | HostOp]:
+            names = list(_reads(kernel))
+            found = []
+            while names:
+                name = names.pop()
+                if name in producer:
+                    found.append(producer[name])
+                names += pieces.get(name, [])
+            return found
+
+        for start in self.kernels:
+            stack = [(start, iter(needed(start)))] if id(start) not in state else []
+            if stack:
+                state[id(start)] = 1
+            while stack:
+                kernel, rest = stack[-1]
+                for other in rest:
+                    if id(other) not in state:
+                        state[id(other)] = 1
+                        stack.append((other, iter(needed(other))))
+                        break
+                else:
+                    ordered.append(kernel)
+                    stack.pop()
+        return ordered
+
+    # ------------------------------------------------------------------------------------------------ machinery
+
+    def _sweep(self, attempt, backwards: bool) -> None:  # type: ignore[no-untyped-def]
+        """Offers every kernel to `attempt(producer, consumer)` until nothing merges any more."""
+        for kernel in list(reversed(self.kernels)) if backwards else list(self.kernels):
+            current: Kernel | HostOp | None = kernel
+            while isinstance(current, Kernel) and current in self.kernels:
+                consumer = self._only_consumer(current)
+                if consumer is None or not self._allowed(current, consumer):
+                    break
+                merged = attempt(current, consumer)
+                if merged is None:
+                    break
+                self._replace(current, consumer, merged)
+                current = merged if not backwards else None
+
+    def _only_consumer(self, kernel: Kernel) -> Kernel | None:
+        if kernel.tensor in self.pinned:
+            return None
+        users = self.consumers.get(kernel.tensor, [])
+        if len(users) != 1 or isinstance(users[0], HostOp):
+            return None
+        return users[0]
+
+    def _allowed(self, producer: Kernel, consumer: Kernel) -> bool:
+        if not self.within:
+            return True
+        origins = {o for k in (producer, consumer) for s in k.stages for o in s.origin}
+        return len(origins) == 1
+
+    def _replace(self, producer: Kernel, consumer: Kernel, merged: Kernel) -> None:
+        for old in (producer, consumer):
+            for name in _reads(old):
+                self.consumers[name] = [k for k in self.consumers[name] if k is not old]
+        for name in _reads(merged):
+            self.consumers.setdefault(name, []).append(merged)
+        self.kernels[self.kernels.index(consumer)] = merged
+        self.kernels.remove(producer)
+
+    # --------------------------------------------------------------------------------------------------- merges
+
+    def _pointwise_into_pointwise(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
+        if not _is_pointwise(producer) or not _is_pointwise(consumer):
+            return None
+        stage, user = producer.output, consumer.output
+        if _repeats(stage, user) > MAX_REPEAT and cost(stage.body) > CHEAP:
+            return None
+        return Kernel.of(inline(user, stage))
+
+    def _epilogue(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
+        if _is_pointwise(producer) or not _is_pointwise(consumer):
+            return None
+        stage = consumer.output
+        accesses = [x for x in stage.loads() if x.tensor == producer.tensor]
+        if len({x.index for x in accesses}) != 1 or _under_guard(stage.body, producer.tensor):
+            return None
+        access = IndexMap(stage.shape, accesses[0].index)
+        back = access.inverse(producer.shape)  # tensor coordinate -> consumer coordinate
+        if back is None:
+            return None
+        here = (producer.store or IndexMap.identity(producer.output.shape)).then(back)
+        body = reindex(stage.body, here.coords, stage.shape)
+        body = _read_local(body, producer.tensor, producer.output)
+        follow = replace(stage, shape=producer.output.shape, body=body)
+        store = here.then(consumer.store) if consumer.store else here
+        merged = Kernel([*producer.stages, follow], consumer.tensor, consumer.shape, store, producer.rows)
+        return merged if self._schedulable(merged) else None
+
+    def _prologue_or_rows(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
+        if _is_pointwise(producer):
+            stage = producer.output
+            users = [s for s in consumer.stages if stage.name in tensors_read(s.body)]
+            repeats = max(_repeats(stage, user) for user in users)
+            if len(users) == 1 and (repeats <= 1 or (repeats <= 16 and cost(stage.body) <= CHEAP)):
+                stages = [inline(s, stage) if s is users[0] else s for s in consumer.stages]
+                merged = Kernel(stages, consumer.tensor, consumer.shape, consumer.store, consumer.rows)
+                if self._schedulable(merged):
+                    return merged
+        return self._join_rows(producer, consumer)
+
+    def _join_rows(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
+        """The producer's stages as local stages of the consumer, at the consumer's rows."""
+        joined = join_rows(producer, consumer)
+        if isinstance(joined, str):
+            return None
+        return joined if self._schedulable(joined) else None
+
+    def _schedulable(self, kernel: Kernel) -> bool:
+        return schedulable(kernel, set(self.module.constants)) == ""
+
+    def _record_apart(self) -> None:
+        """Why each remaining producer and consumer pair was not fused."""
+        if self.within:
+            return
+        for kernel in self.kernels:
+            for user in self.consumers.get(kernel.tensor, []) if isinstance(kernel, Kernel) else []:
+                self.module.apart.append(
+                    {"first": _title(kernel), "second": _title(user), "reason": self._why(kernel, user)}
+                )
+
+    def _why(self, producer: Kernel | HostOp, consumer: Kernel | HostOp) -> str:
+        if isinstance(producer, HostOp) or isinstance(consumer, HostOp):
+            return "one of them runs on the host"
+        if producer.tensor in self.pinned:
+            return f"{producer.tensor} must lie in memory"
+        if len(self.consumers.get(producer.tensor, [])) > 1:
+            return f"{producer.tensor} has several consumers"
+        joined = join_rows(producer, consumer)
+        if isinstance(joined, str):
+            return joined
+        return schedulable(joined, set(self.module.constants)) or "fusing would repeat work"
+
+
+def schedulable(kernel: Kernel, constants: set[str]) -> str:
+    """"" if some schedule computes the kernel well, else the reason."""
+    if kernel.rows is None:
+        return "" if nest.accepts(kernel) else "the stages have different axes"
+    reason = rows.accepts(kernel)
+    if reason:
+        return reason
+    contracted = [s for s in kernel.stages if rows.is_contraction(s, kernel.rows)]
+    if len(contracted) == 2:
+        first, second = contracted
+        if not set(_b_reads(second)) - constants:
+            return "two matrix products with constant weights: the second would lose its column tasks"
+        widest = math.prod(first.shape[kernel.rows :])
+        if widest > LOCAL_FLOATS:
+            return f"a row of {widest} floats between two contractions does not stay in cache"
+    return ""
+
+
+def _b_reads(stage: Stage) -> list[str]:
+    from smartmem.schedule.tiles import b_tensors
+
+    return b_tensors(stage)
+
+
+def join_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
+    """Both kernels as one row pipeline, or the reason why that is impossible."""
+    name = producer.tensor
+    target = _with_rows(producer, consumer)
+    if isinstance(target, str):
+        return target
+    count = target.rows
+    assert count is not None
+    inverse = None
+    if producer.store is not None:
+        inverse = producer.store.inverse(producer.shape)
+        if inverse is None:
+            return f"the store of {name} has no inverse"
+    lead = target.output.shape[:count]
+    split = _split(producer, target, inverse)
+    if isinstance(split, str):
+        return split
+    row_axes, row_values = split
+    if math.prod(lead) > math.prod(producer.output.shape[a] for a in row_axes):
+        return f"{name} would be computed again for rows that share it"
+    order = [*row_axes, *(a for a in range(len(producer.output.shape)) if a not in row_axes)]
+    stages = _at_rows(producer, order, len(row_axes), row_values, lead)
+    if isinstance(stages, str):
+        return stages
+
+    def leaf(node: Load | Iota) -> Expr:
+        if not isinstance(node, Load) or node.tensor != name:
+            return node
+        index = _aligned_index(node, producer, inverse)
+        rest = tuple(index[a] for a in order[len(row_axes) :])
+        return load(producer.output.name, (*(axis_digit(k, n) for k, n in enumerate(lead)), *rest), node.dtype)
+
+    users = [replace(s, body=rebuild(s.body, leaf)) for s in target.stages]
+    return Kernel([*stages, *users], target.tensor, target.shape, target.store, count)
+
+
+def _aligned_index(access: Load, producer: Kernel, inverse: IndexMap | None) -> tuple[Lin, ...]:
+    """The coordinate over the producer's last stage that an access of its tensor reads."""
+    if inverse is None:
+        return access.index
+    from smartmem.index.substitute import substitute
+
+    return tuple(substitute(c, access.index, producer.shape) for c in inverse.coords)
+
+
+def _with_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
+    """The consumer with row axes: its own, or those that the producer's rows suggest."""
+    if consumer.rows is not None:
+        return consumer
+    if len(consumer.stages) != 1:
+        return f"{consumer.tensor} is no row pipeline"
+    stage = consumer.output
+    if stage.reduce:
+        if stage.combine not in ("sum", "prod", "max", "min"):
+            return f"{stage.combine} is no row reduction"
+        return Kernel(consumer.stages, consumer.tensor, consumer.shape, consumer.store, len(stage.shape))
+    inverse = producer.store.inverse(producer.shape) if producer.store else None
+    if producer.store and inverse is None:
+        return f"the store of {producer.tensor} has no inverse"
+    row_count = producer.rows if producer.rows is not None else len(producer.output.shape)
+    if producer.rows is None and len(producer.stages) > 1:
+        return f"{producer.tensor} is no row pipeline"
+    values = [v for x in stage.loads() if x.tensor == producer.tensor for v in _aligned_index(x, producer, inverse)[:row_count]]
+    aligned = align_pointwise(stage, tuple(values))
+    store = aligned.store.then(consumer.store) if consumer.store else aligned.store
+    return Kernel([aligned.stage], consumer.tensor, consumer.shape, store, aligned.rows)
+
+
+def _split(producer: Kernel, consumer: Kernel, inverse: IndexMap | None) -> tuple[list[int], list[Lin]] | str:
+    """Which axes of the producer are rows of the consumer, and their values over the consumer's row axes."""
+    count = consumer.rows
+    assert count is not None
+    accesses = [(s, x) for s in consumer.stages for x in s.loads() if x.tensor == producer.tensor]
+    rank = len(producer.output.shape)
+    fixed = producer.rows
+    if fixed is None and (len(producer.stages) > 1 or producer.output.reduce):
+        fixed = rank if nest.accepts(producer) else None
+        if fixed is None:
+            return f"{producer.tensor} is no row pipeline"
+    row_axes: list[int] = []
+    values: list[Lin] = []
+    for axis in range(rank):
+        seen = {_aligned_index(x, producer, inverse)[axis] for _, x in accesses}
+        used = {a for value in seen for a in axes_of(value)}
+        is_row = axis < fixed if fixed is not None else bool(used) and max(used) < count
+        if is_row:
+            if len(seen) != 1 or (used and max(used) >= count):
+                return f"the rows of {producer.tensor} are not rows of {consumer.tensor}"
+            row_axes.append(axis)
+            values.append(next(iter(seen)))
+        elif used and min(used) < count:
+            return f"a column of {producer.tensor} depends on the rows of {consumer.tensor}"
+    return row_axes, values
+
+
+def _at_rows(
+    producer: Kernel, order: list[int], row_count: int, row_values: list[Lin], lead: tuple[int, ...]
+) -> list[Stage] | str:
+    """The producer's stages with their row axes replaced by the consumer's."""
+    result: list[Stage] = []
+    local = producer.local()
+    rank = len(producer.output.shape)
+    for stage in producer.stages:
+        whole = len(stage.shape) == rank or stage is producer.output
+        axes_order = order if whole else list(range(len(stage.shape)))
+        own_rows = row_count if whole or producer.rows is not None else len(stage.shape)
+        if not whole and producer.rows is None:
+            return f"{stage.name} has other axes than {producer.tensor}"
+        if producer.rows is not None and not whole and axes_order[:row_count] != order[:row_count]:
+            return f"{stage.name} has other rows than {producer.tensor}"
+        columns = axes_order[own_rows:]
+        shape = (*lead, *(stage.shape[a] for a in columns))
+        axes: list[Lin] = [Lin()] * len(stage.domain)
+        for position, axis in enumerate(axes_order[:own_rows]):
+            axes[axis] = row_values[position]
+        for position, axis in enumerate(columns):
+            axes[axis] = axis_digit(len(lead) + position, stage.shape[axis])
+        for k, extent in enumerate(stage.reduce):
+            axes[len(stage.shape) + k] = axis_digit(len(shape) + k, extent)
+        moved = reindex(stage.body, tuple(axes), stage.domain)
+
+        def leaf(node: Load | Iota, rows_here: int = own_rows) -> Expr:
+            if isinstance(node, Load) and node.tensor in local:
+                identity = tuple(axis_digit(k, n) for k, n in enumerate(lead))
+                return load(node.tensor, (*identity, *node.index[rows_here:]), node.dtype)
+            return node
+
+        result.append(replace(stage, shape=shape, body=rebuild(moved, leaf)))
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _kernel(stage: Stage, constants: set[str]) -> Kernel:
+    """A kernel of one stage; contractions are aligned (rows first)."""
+    aligned = align_contraction(stage, constants)
+    if aligned is not None:
+        kernel = Kernel([aligned.stage], stage.name, stage.shape, aligned.store, aligned.rows)
+        if rows.accepts(kernel) == "":
+            return kernel
+    return Kernel.of(stage)
+
+
+def _is_pointwise(kernel: Kernel) -> bool:
+    return len(kernel.stages) == 1 and not kernel.output.reduce and kernel.store is None
+
+
+def _reads(step: Kernel | HostOp) -> list[str]:
+    return step.inputs() if isinstance(step, Kernel) else step.reads()
+
+
+def _writes(step: Kernel | HostOp) -> list[str]:
+    return [step.tensor] if isinstance(step, Kernel) else step.writes()
+
+
+def _title(step: Kernel | HostOp) -> str:
+    return step.tensor if isinstance(step, Kernel) else step.node.describe()
+
+
+def _repeats(stage: Stage, user: Stage) -> float:
+    """How often each element of `stage` would be computed inside `user`.
+
+    A contraction evaluates an operand once per coordinate that it depends on; other stages once per loop iteration.
+    """
+    if factors(user) is None:
+        return math.prod(user.domain) / max(1, stage.size)
+    evaluations = 0
+    for access in user.loads():
+        if access.tensor == stage.name:
+            used = {a for value in access.index for a in axes_of(value)}
+            evaluations += math.prod(user.domain[a] for a in used)
+    return evaluations / max(1, stage.size)
+
+
+def _under_guard(body: Expr, tensor: str) -> bool:
+    """Whether some load of the tensor happens only under a guard."""
+    for node in walk(body):
+        if isinstance(node, Choose) and any(tensor in tensors_read(e) for e in (node.then, node.otherwise)):
+            return True
+    return False
+
+
+def _read_local(body: Expr, tensor: str, output: Stage) -> Expr:
+    """Loads of the stored tensor become loads of the producer's last stage at the same coordinate."""
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Load) and node.tensor == tensor:
+            return load(output.name, output.space(), node.dtype)
+        return node
+
+    return rebuild(body, leaf)
+

@@ -1,0 +1,102 @@
+"""The state that passes work on: stages and host operators in execution order, then kernels, then storages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from smartmem.graph.ir import Node, Value
+from smartmem.index.map import IndexMap
+from smartmem.kernel.expr import DType
+from smartmem.kernel.stage import Kernel, Stage
+from smartmem.layout.storage import Storage
+
+
+@dataclass(eq=False)
+class HostOp:
+    """An operator that runs in Python between kernels, and why."""
+
+    node: Node
+    reason: str
+
+    def reads(self) -> list[str]:
+        return [v.name for v in self.node.inputs if v is not None]
+
+    def writes(self) -> list[str]:
+        return [v.name for v in self.node.outputs if v is not None]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A tensor that lies inside another: `map` sends its coordinates to coordinates of `parent`."""
+
+    parent: str
+    map: IndexMap
+
+
+@dataclass
+class Fate:
+    """Where a layout operator of the input went.
+
+    Attributes:
+        op, node, shape: the operator, its node name and output shape.
+        fate: "load" (in its consumers' loads), "store" (in a producer's store), "folded" (a constant), "copy", "host".
+        places: dicts of kernel, access, tensor, before, after.
+        reason: why it is a copy, or a remark.
+    """
+
+    node: str
+    op: str
+    shape: tuple[int, ...]
+    fate: str = ""
+    places: list[dict[str, str]] = field(default_factory=list)
+    reason: str = ""
+
+
+@dataclass
+class Module:
+    """A model on its way from graph to program.
+
+    Attributes:
+        name: of the graph.
+        inputs, outputs: graph inputs and outputs.
+        constants: contents of constant tensors by name.
+        types: shape and dtype of every tensor (shape None: depends on data).
+        steps: stages and host operators, in order; consumed by `fuse`.
+        kernels: kernels and host operators, in order; made by `fuse`.
+        windows: tensors that are stored inside others (the pieces of a Concat).
+        storages: where each tensor lies; made by `select_layout`.
+        nodes: operators of the input graph.
+        fates: of its layout operators, by node name.
+        apart: pairs of kernels that stay apart, with the reason.
+        layouts: what `select_layout` chose, for the report.
+    """
+
+    name: str
+    inputs: list[Value]
+    outputs: list[Value]
+    constants: dict[str, np.ndarray[Any, Any]]
+    types: dict[str, tuple[tuple[int, ...] | None, DType]]
+    steps: list[Stage | HostOp]
+    kernels: list[Kernel | HostOp] = field(default_factory=list)
+    windows: dict[str, Window] = field(default_factory=dict)
+    storages: dict[str, Storage] = field(default_factory=dict)
+    nodes: int = 0
+    fates: dict[str, Fate] = field(default_factory=dict)
+    apart: list[dict[str, str]] = field(default_factory=list)
+    layouts: list[dict[str, Any]] = field(default_factory=list)
+
+    def pinned(self) -> set[str]:
+        """Tensors that must lie in memory whatever fusion does: outputs, pieces of others, operands of host steps."""
+        names = {v.name for v in self.outputs} | set(self.windows) | {w.parent for w in self.windows.values()}
+        for step in (*self.steps, *self.kernels):
+            if isinstance(step, HostOp):
+                names |= {*step.reads(), *step.writes()}
+        return names
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        shape = self.types[tensor][0]
+        assert shape is not None, f"{tensor} has a data-dependent shape"
+        return shape

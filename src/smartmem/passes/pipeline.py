@@ -1,0 +1,78 @@
+"""The one ordered list of passes, and which level runs which.
+
+    naive      each operator its own kernels, layout operators as copies
+    fuse       + operator fusion (the baseline of the paper)
+    eliminate  + index comprehension: no view remains as a pass over memory
+    layout     + layouts by reduction dimension
+    full       + tuned schedules
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from smartmem.errors import InputError
+from smartmem.graph.ir import Graph
+from smartmem.kernel.stage import Kernel
+from smartmem.passes.eliminate import eliminate
+from smartmem.passes.fuse import fuse
+from smartmem.passes.lower import lower
+from smartmem.passes.module import Module
+from smartmem.passes.prove import prove
+from smartmem.passes.select_layout import select_layout
+
+LEVELS = ("naive", "fuse", "eliminate", "layout", "full")
+
+
+def run_passes(graph: Graph, level: str) -> Module:
+    """The module of a graph, ready for `assemble`."""
+    if level not in LEVELS:
+        raise InputError(f'unknown level "{level}": choose one of {", ".join(LEVELS)}')
+    rank = LEVELS.index(level)
+    instrument = Instrument()
+    module = instrument("lower", lambda: lower(graph))
+    instrument.dump("lower", module)
+    passes: list[tuple[str, Callable[[Module], None]]] = []
+    if rank >= LEVELS.index("eliminate"):
+        passes.append(("eliminate", eliminate))
+    passes.append(("fuse", lambda m: fuse(m, within_operators=rank < LEVELS.index("fuse"))))
+    passes.append(("select_layout", lambda m: select_layout(m, choose=rank >= LEVELS.index("layout"))))
+    passes.append(("prove", _prove_all))
+    for name, run in passes:
+        instrument(name, lambda run=run: run(module))  # type: ignore[misc]
+        instrument.dump(name, module)
+    return module
+
+
+def _prove_all(module: Module) -> None:
+    for kernel in module.kernels:
+        if isinstance(kernel, Kernel):
+            prove(kernel, module)
+
+
+class Instrument:
+    """Times every pass and, with SMARTMEM_DEBUG >= 2, writes NN-pass.txt files below SMARTMEM_DUMP (default .)."""
+
+    def __init__(self) -> None:
+        self.debug = int(os.environ.get("SMARTMEM_DEBUG", "0") or 0)
+        self.count = 0
+
+    def __call__(self, name: str, run: Callable[[], Module | None]) -> Module:
+        start = time.perf_counter()
+        result = run()
+        if self.debug >= 1:
+            print(f"smartmem: {name}: {time.perf_counter() - start:.3f} s")
+        return result  # type: ignore[return-value]
+
+    def dump(self, name: str, module: Module) -> None:
+        if self.debug < 2:
+            return
+        from smartmem.kernel.show import show_module
+
+        folder = Path(os.environ.get("SMARTMEM_DUMP", "."))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.count:02d}-{name}.txt").write_text(show_module(module))
+        self.count += 1

@@ -1,0 +1,121 @@
+"""The bounds proof: every load and store of every kernel lies inside its tensor, or the kernel is a compiler error.
+
+Per coordinate, in order: the bounds of its Lin; a guard that says exactly this; the value at every coordinate of the
+axes involved, under the guards (exhaustive, so still a proof).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from smartmem.errors import CompilerError
+from smartmem.index.lin import Lin, Lookup, axes_of, pseudo_axes, show
+from smartmem.index.map import Guard, evaluate
+from smartmem.kernel.expr import Choose, Expr, Load, operands
+from smartmem.kernel.stage import Kernel, Stage
+from smartmem.passes.module import Module
+
+EXHAUSTIVE = 1 << 24  # coordinates that the last resort looks at
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known inside a branch: guards that hold, and sets of guards that do not hold together."""
+
+    holds: tuple[Guard, ...] = ()
+    fails: tuple[tuple[Guard, ...], ...] = ()
+
+    def guards(self) -> Iterator[Guard]:
+        yield from self.holds
+        for group in self.fails:
+            yield from group
+
+
+def prove(kernel: Kernel, module: Module) -> None:
+    """Raises CompilerError, naming the kernel, unless all accesses are in range."""
+    shapes = {stage.name: stage.shape for stage in kernel.stages[:-1]}
+    for stage in kernel.stages:
+        _prove_expr(stage.body, Facts(), kernel, stage, shapes, module, set())
+    for value, extent in zip(kernel.store_coords(), kernel.shape, strict=True):
+        if not value.within(0, extent):
+            raise CompilerError(f"kernel {kernel.tensor} stores at {show(value)}, outside of 0..{extent - 1}")
+
+
+def _prove_expr(
+    expr: Expr,
+    facts: Facts,
+    kernel: Kernel,
+    stage: Stage,
+    shapes: dict[str, tuple[int, ...]],
+    module: Module,
+    seen: set[tuple[int, Facts]],
+) -> None:
+    if (id(expr), facts) in seen:
+        return
+    seen.add((id(expr), facts))
+    if isinstance(expr, Choose):
+        inside = Facts((*facts.holds, *expr.guards), facts.fails)
+        outside = Facts(facts.holds, (*facts.fails, expr.guards))
+        _prove_expr(expr.then, inside, kernel, stage, shapes, module, seen)
+        _prove_expr(expr.otherwise, outside, kernel, stage, shapes, module, seen)
+        return
+    if isinstance(expr, Load):
+        shape = shapes[expr.tensor] if expr.tensor in shapes else module.shape(expr.tensor)
+        values = [*zip(expr.index, shape, strict=True)]
+        for index in expr.index:
+            for axis in pseudo_axes(index):
+                if isinstance(axis, Lookup):
+                    values += zip(axis.index, module.shape(axis.tensor), strict=True)
+        for value, extent in values:
+            if not proved(value, extent, facts, stage.domain):
+                raise CompilerError(
+                    f"kernel {kernel.tensor}: stage {stage.name} loads {expr.tensor} at {show(value)}, "
+                    f"which is not proved to lie in 0..{extent - 1}"
+                )
+    for operand in operands(expr):
+        _prove_expr(operand, facts, kernel, stage, shapes, module, seen)
+
+
+def proved(value: Lin, extent: int, facts: Facts, domain: tuple[int, ...]) -> bool:
+    """Whether 0 <= value < extent wherever the facts are true."""
+    if value.within(0, extent):
+        return True
+    if any(g.lin == value and g.ext <= extent for g in facts.holds):
+        return True
+    involved = set(axes_of(value))
+    while True:  # guards that share axes restrict one another
+        more = {a for g in facts.guards() if set(axes_of(g.lin)) & involved for a in axes_of(g.lin)} | involved
+        if more == involved:
+            break
+        involved = more
+    lookups = [value, *(g.lin for g in facts.guards())]
+    if math.prod(domain[a] for a in involved) > EXHAUSTIVE:
+        return False
+    if any(isinstance(p, Lookup) for v in lookups for p in pseudo_axes(v)):
+        return False
+    axes: list[Any] = [0] * len(domain)
+    order = sorted(involved)
+    for position, a in enumerate(order):
+        axes[a] = np.arange(domain[a]).reshape([-1 if k == position else 1 for k in range(len(order))])
+    possible: Any = True
+    for guard in facts.holds:
+        if set(axes_of(guard.lin)) <= involved:
+            possible = possible & _holds(guard, axes)
+    for group in facts.fails:
+        if all(set(axes_of(g.lin)) <= involved for g in group):
+            together: Any = True
+            for guard in group:
+                together = together & _holds(guard, axes)
+            possible = possible & ~np.asarray(together)
+    found = evaluate(value, axes)
+    return bool(np.all(~np.asarray(possible) | ((0 <= found) & (found < extent))))
+
+
+def _holds(guard: Guard, axes: list[Any]) -> Any:
+    tested = evaluate(guard.lin, axes)
+    return (0 <= np.asarray(tested)) & (np.asarray(tested) < guard.ext)

@@ -1,0 +1,170 @@
+"""Layout selection by reduction dimension, for linear memory (k = 1).
+
+Every tensor that one kernel writes and others read gets the order of axes that its readers ask for: the axis along
+which they reduce becomes the contiguous one, because a reduction reads each element many times. Requests are weighted
+by traffic; tensors that no reduction reads follow the tensors they are used with (a depthwise convolution between two
+pointwise ones keeps channels last). Weights are free: they are packed at compile time for their reader.
+
+In: fused kernels. Out: `module.storages` for every tensor in memory. Graph inputs and outputs and operands of host
+steps stay row-major.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from smartmem.index.lin import Digit, Lin, axes_of
+from smartmem.kernel.expr import Load
+from smartmem.kernel.stage import Kernel, Stage
+from smartmem.layout.storage import Storage, dense
+from smartmem.passes.module import HostOp, Module
+from smartmem.schedule import rows
+
+SWEEPS = 4
+
+
+def select_layout(module: Module, choose: bool) -> None:
+    """Fills `module.storages`; with `choose` False every tensor is row-major."""
+    fixed = {v.name for v in (*module.inputs, *module.outputs)} | set(module.constants)
+    for step in module.kernels:
+        if isinstance(step, HostOp):
+            fixed |= {*step.reads(), *step.writes()}
+    wishes = _wishes(module, fixed) if choose else {}
+    for name, (shape, dtype) in module.types.items():
+        if shape is None or name in module.windows:
+            continue
+        axis = _choice(wishes.get(name), shape)
+        order = [k for k in range(len(shape)) if k != axis] + ([axis] if axis is not None else [])
+        module.storages[name] = dense(name, shape, dtype, [Digit(k, 1, shape[k]) for k in order])
+    for name in module.windows:
+        _window(name, module)
+    for name, wish in wishes.items():
+        if _choice(wish, module.shape(name)) not in (None, len(module.shape(name)) - 1):
+            storage = module.storages[name]
+            asked = [f"axis {a}: {int(w)}" for a, w in wish.most_common(3)]
+            module.layouts.append({"tensor": name, "layout": storage.show(), "asked_by": asked})
+
+
+def _choice(wish: Counter[int] | None, shape: tuple[int, ...]) -> int | None:
+    """The axis to make contiguous: the heaviest request; on a tie the later axis. None without requests."""
+    live = {axis: weight for axis, weight in (wish or {}).items() if shape[axis] > 1 and weight > 0}
+    return max(live, key=lambda axis: (live[axis], axis)) if live else None
+
+
+def _window(name: str, module: Module) -> Storage:
+    """Storage of a tensor that lies inside another one (perhaps inside a third)."""
+    if name in module.storages:
+        return module.storages[name]
+    window = module.windows[name]
+    parent = module.storages.get(window.parent) or _window(window.parent, module)
+    shape, dtype = module.types[name]
+    assert shape is not None
+    storage = Storage(parent.buffer, shape, dtype, parent.at(window.map.coords), parent.elements)
+    module.storages[name] = storage
+    return storage
+
+
+def _wishes(module: Module, fixed: set[str]) -> dict[str, Counter[int]]:
+    """Requests per tensor and axis: first those of reductions, then those that partners pass on."""
+    wishes: dict[str, Counter[int]] = {}
+
+    def ask(tensor: str, axis: int, weight: float) -> None:
+        window = module.windows.get(tensor)
+        if window is not None:  # a request for a piece is one for the whole
+            moved = [k for k, c in enumerate(window.map.coords) if axis in set(axes_of(c))]
+            if moved:
+                ask(window.parent, moved[-1], weight)
+        elif tensor not in fixed and module.types[tensor][0] is not None:
+            wishes.setdefault(tensor, Counter())[axis] += weight  # type: ignore[assignment]
+
+    kernels = [k for k in module.kernels if isinstance(k, Kernel)]
+    for kernel in kernels:
+        for stage in kernel.stages:
+            _ask_for_reductions(kernel, stage, ask)
+    for _ in range(SWEEPS):
+        before = {name: dict(wish) for name, wish in wishes.items()}
+        for kernel in kernels:
+            _pass_on(kernel, module, wishes, ask)
+        if before == {name: dict(wish) for name, wish in wishes.items()}:
+            break
+    return wishes
+
+
+def _ask_for_reductions(kernel: Kernel, stage: Stage, ask) -> None:  # type: ignore[no-untyped-def]
+    """A reduction asks for the tensor axis that a reduce axis walks along on its own."""
+    space = len(stage.shape)
+    local = kernel.local()
+    windowed = kernel.rows is None  # reductions of a plain nest run inside the lane loop: the lane matters, not they
+    if not stage.reduce or windowed:
+        if kernel.rows is not None and len(stage.shape) > kernel.rows:  # columns of a row pipeline are its lanes
+            for access in stage.loads():
+                if access.tensor not in local:
+                    _ask_columns(access, set(range(kernel.rows, space)), math.prod(stage.shape), ask)
+        return
+    reduce_axes = set(range(space, space + len(stage.reduce)))
+    contraction = kernel.rows is not None and rows.is_contraction(stage, kernel.rows)
+    operands = stage.body.args if contraction else (stage.body,)  # type: ignore[union-attr]
+    from smartmem.kernel.expr import loads
+
+    for position, operand in enumerate(operands):
+        wanted = reduce_axes
+        if contraction and position == 1:  # B is read along its columns
+            assert kernel.rows is not None
+            wanted = set(range(kernel.rows, space))
+        for access in loads(operand):
+            if access.tensor not in local:
+                _ask_columns(access, wanted, math.prod(stage.domain), ask)
+
+
+def _ask_columns(access: Load, wanted: set[int], weight: float, ask) -> None:  # type: ignore[no-untyped-def]
+    for axis, coordinate in enumerate(access.index):
+        used = set(axes_of(coordinate))
+        if used and used <= wanted:
+            unit = any(s == 1 and d.lo == 1 for s, d in coordinate.terms)
+            ask(access.tensor, axis, weight if unit else weight / 8)
+
+
+def _pass_on(kernel: Kernel, module: Module, wishes: dict[str, Counter[int]], ask) -> None:  # type: ignore[no-untyped-def]
+    """In a plain nest all tensors want to move along the same loop: the one that most of the traffic asks for."""
+    if kernel.rows is not None:
+        return
+    output = kernel.output
+    votes: Counter[int] = Counter()
+    accesses: list[tuple[str, tuple[Lin, ...], float]] = [(kernel.tensor, kernel.store_coords(), float(output.size))]
+    for stage in kernel.stages:
+        accesses += [(x.tensor, x.index, math.prod(stage.domain)) for x in stage.loads() if x.tensor not in kernel.local()]
+    for name, index, weight in accesses:
+        axis = _contiguous(name, module, wishes)
+        if axis is not None and index:
+            for loop in _loops(index[axis], len(output.shape)):
+                votes[loop] += int(weight)
+    if not votes:
+        return
+    lane = votes.most_common(1)[0][0]
+    for name, index, weight in accesses:
+        if _contiguous(name, module, wishes) is None:
+            for axis, coordinate in enumerate(index):
+                if lane in _loops(coordinate, len(output.shape)):
+                    ask(name, axis, weight / 1024)
+
+
+def _loops(coordinate: Lin, space: int) -> set[int]:
+    """Space loops along which a coordinate moves by one."""
+    return {d.axis for s, d in coordinate.terms if s == 1 and isinstance(d.axis, int) and d.axis < space and d.lo == 1}
+
+
+def _contiguous(name: str, module: Module, wishes: dict[str, Counter[int]]) -> int | None:
+    """The axis of a tensor that is contiguous as things stand, None if that is still open."""
+    shape = module.types[name][0]
+    if not shape:
+        return None
+    root = name
+    if root in module.windows:
+        return None
+    if root in wishes:
+        return _choice(wishes[root], shape)
+    fixed = root in module.constants or any(v.name == root for v in (*module.inputs, *module.outputs))
+    if fixed and root not in module.constants:
+        return max((k for k, n in enumerate(shape) if n > 1), default=None)
+    return None

@@ -1,0 +1,76 @@
+"""Arrays at the border of the native code: aligned, contiguous, of exactly the type that the kernels expect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from smartmem.errors import InputError
+from smartmem.runtime.artifact import TensorSpec
+
+Array = np.ndarray[Any, Any]
+ALIGNMENT = 64
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialized array whose data starts at a multiple of 64 bytes."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The numpy dtype called `name`, those of the ml_dtypes package too."""
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
+
+
+def fitting(spec: TensorSpec, given: Any) -> Array:
+    """`given` as a contiguous native array, if it is what `spec` says."""
+    array = _to_array(spec.name, given)
+    expected = f"expected {describe(spec)}"
+    if array.dtype.name != spec.dtype:
+        hint = f"; convert it with x.astype({spec.dtype!r})" if isinstance(given, np.ndarray) else ""
+        raise InputError(f"input {spec.name!r} has dtype {array.dtype.name}, {expected}{hint}")
+    if spec.shape is not None and array.ndim != len(spec.shape):
+        raise InputError(f"input {spec.name!r} has rank {array.ndim} (shape {list(array.shape)}), {expected}")
+    if spec.shape is not None and array.shape != spec.shape:
+        raise InputError(f"input {spec.name!r} has shape {list(array.shape)}, {expected}")
+    return np.require(array, dtype_of(spec.dtype), ["C", "A"])
+
+
+def _to_array(name: str, given: Any) -> Array:
+    if isinstance(given, (np.ndarray, np.generic)):
+        return np.asarray(given)
+    if hasattr(given, "__dlpack__"):
+        try:
+            return np.from_dlpack(given)
+        except Exception as error:  # each producer has its own
+            raise InputError(f"input {name!r} cannot be read through DLPack: {error}") from None
+    raise InputError(f"input {name!r} is a {type(given).__name__}: give a numpy array, or a tensor with __dlpack__")
+
+
+def readable(array: Array) -> Array:
+    """Weights as kernels may read them: contiguous, 64-byte aligned."""
+    if array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+        return array
+    aligned = aligned_empty(array.shape, array.dtype)
+    np.copyto(aligned, array)
+    return aligned
+
+
+def describe(spec: TensorSpec) -> str:
+    """`x: float32[1, 3]`."""
+    return f"{spec.name}: {spec.dtype}{'[?]' if spec.shape is None else list(spec.shape)}"
+
+
+def listed(names: list[str]) -> str:
+    """Names as messages list them."""
+    return ", ".join(map(repr, names)) or "none"

@@ -1,0 +1,45 @@
+"""Schedule families, tried in order: the first that accepts a kernel computes it, the fallback is last.
+
+    row pipelines   contraction, attention, row reduction   (`rows`)
+    nests           window, pointwise, fallback             (`nest`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from smartmem.errors import CompilerError
+from smartmem.kernel.stage import Kernel
+from smartmem.layout.storage import Storage
+from smartmem.schedule import nest, rows
+from smartmem.schedule.code import KernelCode, Target
+
+
+def schedule(
+    kernel: Kernel, storages: Mapping[str, Storage], target: Target, constants: Mapping[str, np.ndarray[Any, Any]]
+) -> KernelCode:
+    """C code of a kernel."""
+    if kernel.rows is None:
+        as_rows = _row_reduction(kernel, storages, target)
+        if as_rows is None:
+            if not nest.accepts(kernel):
+                raise CompilerError(f"no schedule accepts kernel {kernel.tensor}; please report this")
+            return nest.schedule(kernel, storages, target)
+        kernel = as_rows
+    reason = rows.accepts(kernel)
+    if reason:
+        raise CompilerError(f"no schedule accepts kernel {kernel.tensor}: {reason}; please report this")
+    return rows.schedule(kernel, storages, target, constants)
+
+
+def _row_reduction(kernel: Kernel, storages: Mapping[str, Storage], target: Target) -> Kernel | None:
+    """A reduction along contiguous memory as a row pipeline: no space axis would serve as lane."""
+    if not any(stage.reduce for stage in kernel.stages) or not nest.accepts(kernel):
+        return None
+    if nest.choose_lane(nest.build(kernel, storages), kernel, target.lanes) is not None:
+        return None
+    candidate = Kernel(kernel.stages, kernel.tensor, kernel.shape, kernel.store, len(kernel.output.shape), kernel.notes)
+    return candidate if rows.accepts(candidate) == "" else None

@@ -1,0 +1,84 @@
+"""What a schedule gives back for a kernel: its C text and everything the plan needs to call it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from smartmem.codegen.c_expr import C_TYPES
+from smartmem.layout.storage import Storage
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class KernelCode:
+    """Generated code of one kernel.
+
+    Attributes:
+        text: the body of the C function (``void f(void *const *args, long begin, long end, void *scratch)``).
+        buffers: slot names in argument order; the last one is written.
+        tasks: how many independent tasks the body can be asked for.
+        grain: tasks to hand out at once.
+        scratch: bytes of thread-private scratch.
+        weights: packed constants that the kernel reads, by slot name.
+        family: name of the schedule.
+        notes: remarks for `explain`.
+        support: extra C functions the body calls, by name (emitted once per file).
+    """
+
+    text: str
+    buffers: list[str]
+    tasks: int
+    grain: int = 1
+    scratch: int = 0
+    weights: dict[str, Array] = field(default_factory=dict)
+    family: str = ""
+    notes: list[str] = field(default_factory=list)
+    support: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What schedules need to know of the machine.
+
+    Attributes:
+        lanes: floats per vector register.
+        registers: vector registers.
+        l1, l2: bytes of cache per core.
+    """
+
+    lanes: int = 16
+    registers: int = 32
+    l1: int = 32 << 10
+    l2: int = 1 << 20
+
+
+class Arguments:
+    """The pointer parameters of a kernel: one per buffer, shared by all tensors that lie in it."""
+
+    def __init__(self) -> None:
+        self.buffers: list[str] = []
+        self._types: list[str] = []
+
+    def pointer(self, buffer: str, c_type: str) -> str:
+        """The C variable for a buffer."""
+        if buffer not in self.buffers:
+            self.buffers.append(buffer)
+            self._types.append(c_type)
+        return f"p{self.buffers.index(buffer)}"
+
+    def tensors(self, names: list[str], storages: Mapping[str, Storage]) -> dict[str, str]:
+        """Pointer variables of tensors."""
+        return {n: self.pointer(storages[n].buffer, C_TYPES[storages[n].dtype.name]) for n in names}
+
+    def declarations(self, written: str) -> list[str]:
+        """``const float *p0 = args[0];`` lines; the pointer to `written` is not const."""
+        lines = []
+        for number, (buffer, c_type) in enumerate(zip(self.buffers, self._types, strict=True)):
+            const = "" if buffer == written else "const "
+            lines.append(f"{const}{c_type} *restrict p{number} = args[{number}];")
+        return lines

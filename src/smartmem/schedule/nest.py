@@ -1,0 +1,408 @@
+"""The loop-nest schedules: pointwise, window and fallback.
+
+One nest computes a kernel whose stages all have the space axes of its output: reductions run inside the lane loop
+(depthwise convolution, pooling, a mean over strided axes), pointwise stages follow in registers. Axes are refined
+until accesses are affine, merged where nothing separates them, and the axis along which stores and loads are
+contiguous becomes the vector lane; the outer loops are the tasks that threads share.
+
+    pointwise   no reduction;           lane loop over the merged contiguous axis
+    window      reductions, a lane;     the accumulator is a vector along the lane
+    fallback    no usable lane or dtype: the same nest with scalars, right for any definition
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from smartmem.codegen.c_expr import C_TYPES, Context, Emitter, Lane, Value, c_const, lane_free, lookup_renderer, vectorizable
+from smartmem.codegen.c_index import Axes, along, c_lin, has_division
+from smartmem.codegen.writer import Writer
+from smartmem.index.lin import Lin
+from smartmem.index.map import Guard
+from smartmem.index.refine import merge, refine
+from smartmem.kernel.expr import Choose, DType, Expr, Iota, Load, cost, iota, load, rebuild, walk
+from smartmem.kernel.stage import Kernel
+from smartmem.layout.storage import Storage, dense
+from smartmem.schedule.code import Arguments, KernelCode, Target
+
+TASKS = 64  # enough for threads to balance; more only costs calls
+TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
+
+
+def accepts(kernel: Kernel) -> bool:
+    """Whether every stage has the space axes of the output and reads local stages at its own coordinate."""
+    shape = kernel.output.shape
+    local = kernel.local()
+    if any(stage.shape != shape for stage in kernel.stages):
+        return False
+    return all(
+        access.index == stage.space()
+        for stage in kernel.stages
+        for access in stage.loads()
+        if access.tensor in local
+    )
+
+
+@dataclass
+class Nest:
+    """A kernel over refined loops.
+
+    Attributes:
+        extents: of all loops: space loops in order, then reduce loops.
+        space: number of space loops.
+        bodies: of the stages, over the loops; loads from memory have one index, the element address.
+        reduces: the reduce loops of each stage.
+        store: element address of the output.
+    """
+
+    extents: tuple[int, ...]
+    space: int
+    bodies: list[Expr]
+    reduces: list[tuple[int, ...]]
+    store: Lin
+
+    def lins(self) -> list[Lin]:
+        return list(dict.fromkeys([self.store, *(v for body in self.bodies for v in index_values(body))]))
+
+
+def index_values(body: Expr) -> list[Lin]:
+    """Every Lin in an expression."""
+    values: list[Lin] = []
+    for node in walk(body):
+        if isinstance(node, Load):
+            values += node.index
+        elif isinstance(node, Iota):
+            values.append(node.lin)
+        elif isinstance(node, Choose):
+            values += (g.lin for g in node.guards)
+    return values
+
+
+def map_lins(expr: Expr, change: Mapping[Lin, Lin]) -> Expr:
+    """`expr` with every Lin replaced."""
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Iota):
+            return iota(change[node.lin], node.dtype)
+        return load(node.tensor, tuple(change[i] for i in node.index), node.dtype)
+
+    return rebuild(expr, leaf, lambda g: Guard(change[g.lin], g.ext))
+
+
+def addressed(expr: Expr, storages: Mapping[str, Storage], local: set[str]) -> Expr:
+    """Loads from memory rewritten to their element address; loads of local stages lose their index."""
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Iota):
+            return node
+        if node.tensor in local:
+            return load(node.tensor, (), node.dtype)
+        return load(node.tensor, (storages[node.tensor].at(node.index),), node.dtype)
+
+    return rebuild(expr, leaf)
+
+
+def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
+    """Gives each stage reduce axes of its own, then refines and merges all loops over the addresses of the accesses."""
+    local, rank = kernel.local(), len(kernel.output.shape)
+    extents = list(kernel.output.shape)
+    bodies: list[Expr] = []
+    owner: list[int] = [-1] * rank
+    for number, stage in enumerate(kernel.stages):
+        moved = {rank + k: len(extents) + k for k in range(len(stage.reduce))}
+        body = addressed(stage.body, storages, local)
+        change = {v: _renumber(v, moved) for v in index_values(body)}
+        bodies.append(map_lins(body, change))
+        extents += stage.reduce
+        owner += [number] * len(stage.reduce)
+    store = storages[kernel.tensor].at(kernel.store_coords())
+    nest = Nest(tuple(extents), rank, bodies, [], store)
+    old = nest.lins()
+    refined = refine(extents, old, [4] + [1] * (len(old) - 1))
+    strides = {d.axis: s for s, d in refined.lins[0].terms if isinstance(d.axis, int)}
+    reducing = [a for a, o in enumerate(refined.origin) if o >= rank]
+    order = sorted((a for a, o in enumerate(refined.origin) if o < rank), key=lambda a: (-abs(strides.get(a, 0)), a))
+    merged = merge(refined.extents, order + reducing, refined.lins, keep=reducing)
+    change = dict(zip(old, merged.lins, strict=True))
+    space = len(merged.extents) - len(reducing)
+    loops = [
+        tuple(space + k for k, axis in enumerate(reducing) if owner[refined.origin[axis]] == number)
+        for number in range(len(kernel.stages))
+    ]
+    return Nest(merged.extents, space, [map_lins(b, change) for b in bodies], loops, change[store])
+
+
+def _renumber(value: Lin, moved: Mapping[int, int]) -> Lin:
+    """`value` with loop axes renumbered."""
+    from smartmem.index.lin import Digit, Lookup, Mark, lin
+
+    terms = []
+    for stride, digit in value.terms:
+        axis = digit.axis
+        if isinstance(axis, Mark):
+            axis = Mark(_renumber(axis.lin, moved), axis.ext)
+        elif isinstance(axis, Lookup):
+            axis = Lookup(axis.tensor, tuple(_renumber(i, moved) for i in axis.index), axis.ext)
+        else:
+            axis = moved.get(axis, axis)
+        terms.append((stride, Digit(axis, digit.lo, digit.ext)))
+    return lin(value.offset, tuple(terms))
+
+
+def choose_lane(nest: Nest, kernel: Kernel, width: int) -> Lane | None:
+    """The space loop along which the store and the loads move by one or not at all, None if scalar code is better."""
+    if not all(vectorizable(b, s.dtype) and s.combine in _ACCUMULATE | {""} for b, s in zip(nest.bodies, kernel.stages, strict=True)):
+        return None
+    best: tuple[float, Lane] | None = None
+    for axis in range(nest.space):
+        lane = Lane(axis, nest.extents[axis], width)
+        guards = (n.guards for body in nest.bodies for n in walk(body) if isinstance(n, Choose))
+        if lane.extent < 4 or not all(lane_free(g, lane) for g in guards):
+            continue
+        values = [n.index[0] for body in nest.bodies for n in walk(body) if isinstance(n, Load) and n.index]
+        score = 2.0 * _ease(nest.store, lane) + sum(_ease(v, lane) for v in values)
+        score *= lane.extent / (math.ceil(lane.extent / width) * width)
+        if best is None or score > best[0]:
+            best = (score, lane)
+    if best is None or best[0] < 0.3 * (2 + len(values)):
+        return None
+    return best[1]
+
+
+def _ease(address: Lin, lane: Lane) -> float:
+    """How well an access suits the lane: 1 for contiguous or uniform, less for strided and irregular."""
+    step = along(address, lane.axis, lane.extent, lane.width).stride
+    return 1.0 if step in (0, 1) else 0.1 if step is None else 0.25
+
+
+_ACCUMULATE = frozenset(("sum", "prod", "max", "min"))
+
+
+def initial(combine: str, dtype: DType) -> str:
+    """The neutral element of a combination, as a C literal."""
+    if combine in ("sum", "or"):
+        return "0"
+    if combine in ("prod", "and"):
+        return "1"
+    low = combine in ("max", "argmax", "argmax_last")
+    if dtype.kind == "f":
+        return "-INFINITY" if low else "INFINITY"
+    if dtype.kind == "b":
+        return "0" if low else "1"
+    info = np.iinfo(dtype)
+    return c_const(info.min if low else info.max, dtype)
+
+
+def combined(combine: str, total: str, value: str, vector: bool, dtype: DType) -> str:
+    """The C expression that adds one value to an accumulator."""
+    if combine in ("sum", "prod"):
+        return f"{total} {'+' if combine == 'sum' else '*'} {value}"
+    if combine in ("and", "or"):
+        return f"({total} != 0) {'&' if combine == 'and' else '|'} ({value} != 0)"
+    if vector:
+        return f"sm_{combine}({total}, {value})"
+    if dtype.kind == "f":
+        return f"sm_{combine}{'d' if dtype.itemsize == 8 else 's'}({total}, {value})"
+    return f"{value} {'>' if combine == 'max' else '<'} {total} ? {value} : {total}"
+
+
+def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) -> KernelCode:
+    """C code of a kernel that `accepts` admits."""
+    nest = build(kernel, storages)
+    lane = choose_lane(nest, kernel, target.lanes)
+    arguments = Arguments()
+    pointers = arguments.tensors([*kernel.inputs(), kernel.tensor], storages)
+    writer = Writer()
+    for line in arguments.declarations(storages[kernel.tensor].buffer):
+        writer.line(line)
+    names = {axis: f"i{axis}" for axis in range(len(nest.extents))}
+    axes = Axes(names, nest.extents)
+    axes = replace(axes, lookup=lookup_renderer(storages, pointers, axes))
+    flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in kernel.inputs()}
+    context = Context(axes, flat, pointers, lane=lane)  # loads of the nest are addresses already
+    plan = _Tasks.of(nest, kernel, lane, target)
+    with writer.loop("t", "end", "begin"), ExitStack() as loops:
+        plan.open(writer, nest, names, loops)
+        if lane is None:
+            _body(kernel, nest, context, writer, pointers)
+        else:
+            variable = names[lane.axis]
+            low, high = plan.lane_range(lane)
+            writer.line(f"long {variable} = {low};")
+            with writer.block(f"for (; {variable} + SM_W <= {high}; {variable} += SM_W)"):
+                _body(kernel, nest, context, writer, pointers)
+            if plan.has_tail(lane):
+                with writer.block(f"if ({variable} < {high})"):
+                    writer.line(f"const long count = {high} - {variable};")
+                    _body(kernel, nest, replace(context, lane=replace(lane, count="count")), writer, pointers)
+    family = "fallback" if lane is None else "window" if any(nest.reduces) else "pointwise"
+    notes = []
+    if any(has_division(v, nest.extents) for v in nest.lins()):
+        notes.append("an index keeps a division: its digits have no common refinement")
+    code = KernelCode(writer.text(), arguments.buffers, plan.tasks, family=family, notes=notes)
+    return code
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """How the space loops become tasks: the first `outer` loops, and the lane cut into blocks of `block`."""
+
+    loops: tuple[int, ...]  # space loops other than the lane, outermost first
+    outer: int
+    blocks: int
+    block: int
+    tasks: int
+
+    @staticmethod
+    def of(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> _Tasks:
+        loops = tuple(a for a in range(nest.space) if lane is None or a != lane.axis)
+        elements = math.prod(nest.extents[: nest.space])
+        per_element = sum(cost(s.body) + 1 for s in kernel.stages) * max(1, *(math.prod(s.reduce) for s in kernel.stages))
+        work = elements * per_element // (1 if lane is None else 4)
+        wanted = max(1, min(TASKS, work // TASK_WORK))
+        outer, tasks = 0, 1
+        while outer < len(loops) and tasks < wanted:
+            tasks *= nest.extents[loops[outer]]
+            outer += 1
+        blocks, block = 1, lane.extent if lane else 0
+        if lane is not None and tasks < wanted:
+            blocks = min(-(-wanted // tasks), -(-lane.extent // (4 * lane.width)))
+            block = -(-lane.extent // (blocks * lane.width)) * lane.width
+            blocks = -(-lane.extent // block)
+        return _Tasks(loops, outer, blocks, block, tasks * blocks)
+
+    def open(self, writer: Writer, nest: Nest, names: Mapping[int, str], loops: ExitStack) -> None:
+        """Declares the outer loop variables of task t and opens the loops inside a task."""
+        rest = "t"
+        if self.blocks > 1:
+            writer.line(f"const long part = t % {self.blocks};")
+            rest = f"(t / {self.blocks})" if self.outer else rest
+        inner = math.prod(nest.extents[a] for a in self.loops[: self.outer])
+        for axis in self.loops[: self.outer]:
+            inner //= nest.extents[axis]
+            text = rest if inner == 1 else f"{rest} / {inner}"
+            if axis != self.loops[0]:
+                text = f"({text}) % {nest.extents[axis]}"
+            writer.line(f"const long {names[axis]} = {text};")
+        for axis in self.loops[self.outer :]:
+            loops.enter_context(writer.loop(names[axis], nest.extents[axis]))
+
+    def lane_range(self, lane: Lane) -> tuple[str, str]:
+        if self.blocks == 1:
+            return "0", str(lane.extent)
+        high = f"(part + 1) * {self.block}"
+        if self.blocks * self.block > lane.extent:
+            high = f"(part == {self.blocks - 1} ? {lane.extent} : {high})"
+        return f"part * {self.block}", high
+
+    def has_tail(self, lane: Lane) -> bool:
+        return lane.extent % lane.width != 0
+
+
+def _body(kernel: Kernel, nest: Nest, context: Context, writer: Writer, pointers: Mapping[str, str]) -> None:
+    """All stages at one coordinate (or one chunk of lanes), then the store."""
+    values: dict[str, Value] = {}
+    local = {name: (lambda _, __, name=name: values[name]) for name in kernel.local()}
+    context = replace(context, local=local)
+    emitter = Emitter(writer, context)
+    for stage, body, reduces in zip(kernel.stages, nest.bodies, nest.reduces, strict=True):
+        if not stage.reduce:
+            values[stage.name] = emitter.value(body)
+        elif stage.combine.startswith("arg"):
+            values[stage.name] = _arg_reduction(stage.combine, body, reduces, nest, context, writer)
+        else:
+            values[stage.name] = _reduction(stage.combine, body, stage.dtype, reduces, nest, context, writer)
+    _store(kernel, nest, context, writer, emitter, values[kernel.output.name], pointers[kernel.tensor])
+
+
+def _reduction(
+    combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], nest: Nest, context: Context, writer: Writer
+) -> Value:
+    vector = context.lane is not None
+    total = writer.fresh("total")
+    start = initial(combine, dtype)
+    accumulator = dtype if dtype != np.float16 else np.dtype(np.float32)
+    kind = "f32v" if vector else C_TYPES[accumulator.name]
+    writer.line(f"{kind} {total} = {f'sm_splat({start})' if vector else start};")
+    with ExitStack() as loops:
+        for axis in reduces:
+            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis]))
+        if isinstance(body, Choose) and combine == "sum" and _is_zero(body.otherwise):
+            loops.enter_context(writer.block(f"if ({_guards(body, context)})"))
+            body = body.then
+        inner = Emitter(writer, context)
+        value = inner.as_vector(inner.value(body), body.dtype)
+        writer.line(f"{total} = {combined(combine, total, value, vector, dtype)};")
+    return Value(total, vector)
+
+
+def _is_zero(expr: Expr) -> bool:
+    from smartmem.kernel.expr import Const
+
+    return isinstance(expr, Const) and expr.value == 0
+
+
+def _guards(node: Choose, context: Context) -> str:
+    from smartmem.codegen.c_expr import c_guards
+
+    return c_guards(node.guards, context.axes)
+
+
+def _arg_reduction(
+    combine: str, body: Expr, reduces: tuple[int, ...], nest: Nest, context: Context, writer: Writer
+) -> Value:
+    """The position of the extremum; a NaN counts as one, as in numpy."""
+    best, where, position = writer.fresh("best"), writer.fresh("where"), writer.fresh("position")
+    kind = C_TYPES[body.dtype.name]
+    writer.line(f"{kind} {best} = 0;")
+    writer.line(f"int64_t {where} = 0, {position} = 0;")
+    with ExitStack() as loops:
+        for axis in reduces:
+            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis]))
+        inner = Emitter(writer, context)
+        value = inner.value(body).text
+        comparison = ">" if "argmax" in combine else "<"
+        better = f"{value} {comparison}{'=' if combine.endswith('_last') else ''} {best}"
+        better = f"{position} == 0 || {better} || ({value} != {value} && {best} == {best})"
+        with writer.block(f"if ({better})"):
+            writer.line(f"{best} = {value};")
+            writer.line(f"{where} = {position};")
+        writer.line(f"++{position};")
+    return Value(where)
+
+
+def _store(
+    kernel: Kernel, nest: Nest, context: Context, writer: Writer, emitter: Emitter, value: Value, pointer: str
+) -> None:
+    lane, dtype = context.lane, kernel.output.dtype
+    where = c_lin(nest.store, context.axes)
+    if lane is None:
+        writer.line(f"{pointer}[{where}] = {value.text};")
+        return
+    store_vector(writer, context, pointer, nest.store, emitter.as_vector(value, dtype), dtype)
+
+
+def store_vector(writer: Writer, context: Context, pointer: str, address: Lin, value: str, dtype: DType) -> None:
+    """Stores a chunk of lanes at an address over the loop axes."""
+    lane = context.lane
+    assert lane is not None
+    step = along(address, lane.axis, lane.extent, lane.width).stride
+    where = c_lin(address, context.axes)
+    count = f", {lane.count}" if lane.count else ""
+    suffix = "_n" if lane.count else ""
+    kind = "bool" if dtype == np.bool_ else ""
+    if step == 1:
+        writer.line(f"sm_store{'_' + kind if kind else ''}{suffix}({pointer} + {where}, {value}{count});")
+    elif step is not None and not kind:
+        writer.line(f"sm_store_strided{suffix}({pointer} + {where}, {step}, {value}{count});")
+    else:
+        index = writer.fresh("l")
+        with writer.loop(index, lane.count or "SM_W"):
+            names = {**context.axes.names, lane.axis: f"({context.axes.names[lane.axis]} + {index})"}
+            element = f"({value}[{index}] & 1)" if kind else f"{value}[{index}]"
+            writer.line(f"{pointer}[{c_lin(address, replace(context.axes, names=names))}] = {element};")

@@ -1,0 +1,562 @@
+"""Contractions in register tiles: ``C[m, n] = sum over k of A[m, k] * B[k, n]`` inside a row pipeline.
+
+A is read in place: the reduction is a sequence of *segments*, in each of which A is contiguous along the innermost
+reduce axis (for a 3x3 convolution over a channels-last tensor 9 segments of C floats, for a matmul one of K). A table
+of row pointers per segment replaces im2col; a pointer to zeros stands for padding. An operand without such an axis
+gets a packing stage into scratch first (`pack_operand`).
+
+B lies in panels [panel][k][NR], zero-padded: packed at compile time if it is constant, at run time into scratch, or
+read in place if its columns are contiguous already. The tile function is shared by all kernels of a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smartmem.codegen.c_expr import Context, Emitter, Lane, c_guards
+from smartmem.codegen.c_index import c_lin
+from smartmem.index.lin import Lin, axes_of, axis_digit
+from smartmem.index.map import Guard
+from smartmem.index.refine import refine
+from smartmem.index.substitute import substitute
+from smartmem.kernel.evaluate import evaluate_expr
+from smartmem.kernel.expr import Alu, Choose, Expr, Load, alu, load
+from smartmem.kernel.stage import Stage, reindex, tensors_read
+from smartmem.layout.storage import Storage
+from smartmem.schedule.code import Target
+from smartmem.schedule.flatten import B, K, M, N, Flat, flatten
+from smartmem.schedule.nest import map_lins
+from smartmem.schedule.roles import factors, is_padded_load
+
+if TYPE_CHECKING:
+    from smartmem.schedule.rows import Pipeline, RowEmitter
+
+Array = np.ndarray[Any, Any]
+MAX_SEGMENTS = 256
+MIN_RUN = 8  # floats of A that must be contiguous for reading it in place
+
+
+def tile_shape(target: Target, height: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of the register tile: as many accumulators as registers allow, few wasted rows and columns."""
+    lanes = target.lanes
+    vectors = 1 if columns <= lanes else 2
+    most = {1: 24, 2: 12}[vectors] if target.registers >= 32 else {1: 12, 2: 6}[vectors]
+    if target.registers >= 32 and lanes == 4:
+        most = {1: 16, 2: 8}[vectors]
+    most = min(most, 14)
+    if height <= most:
+        return height, vectors * lanes
+    best = min(range(most, max(most - 5, 1), -1), key=lambda r: (-(-height // r) * r * (1 + 0.01 * (most - r)), -r))
+    return best, vectors * lanes
+
+
+# ------------------------------------------------------------------------------------------------------ operand A
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How the reduction walks over A: segments, then a contiguous run.
+
+    Attributes:
+        segments: extents of the segment axes, outermost first; flat axes K, K+1, ...
+        run: extent of the contiguous axis, the last flat axis.
+        axes: each reduce axis of the stage as a Lin over the segment axes and the run.
+        address: of A over the flat axes.
+        guards: of A over the flat axes; none depends on the run.
+    """
+
+    segments: tuple[int, ...]
+    run: int
+    axes: tuple[Lin, ...]
+    address: Lin
+    guards: tuple[Guard, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.segments)
+
+    @property
+    def depth(self) -> int:
+        return self.count * self.run
+
+
+def walk_operand(flat: Flat, address: Lin, guards: tuple[Guard, ...]) -> Walk | None:
+    """The walk over A whose element is at `address` under `guards`, or None if it has no contiguous axis."""
+    reduce = flat.extents[K:]
+    asks = [_reduce_only(v) for v in (address, *(g.lin for g in guards))]
+    refined = refine((1, 1, 1, *reduce), [Lin(0, tuple((s, d) for s, d in v.terms)) for v in asks])
+    sub = [(k, n) for k, (n, o) in enumerate(zip(refined.extents, refined.origin, strict=True)) if o >= K]
+    keep = (axis_digit(B, flat.extents[B]), axis_digit(M, flat.extents[M]), axis_digit(N, flat.extents[N]))
+    moved = substitute(address, (*keep, *refined.axes[K:]), flat.extents)
+    # refine numbers the sub-axes from 0 (extent-1 axes leave none): renumber them behind the flat axes
+    number = {k: K + position for position, (k, _) in enumerate(sub)}
+    axes = tuple(_renumbered(a, number) for a in refined.axes[K:])
+    moved = substitute(address, (*keep, *axes), flat.extents)
+    moved_guards = tuple(Guard(substitute(g.lin, (*keep, *axes), flat.extents), g.ext) for g in guards)
+    run = None
+    for stride, digit in moved.terms:
+        if stride == 1 and isinstance(digit.axis, int) and digit.axis >= K and digit.lo == 1:
+            extent = sub[digit.axis - K][1]
+            others = sum(1 for _, d in moved.terms if digit.axis in set(axes_of(Lin(0, ((1, d),)))))
+            if digit.ext == extent and others == 1:
+                run = digit.axis
+    if run is None or any(run in set(axes_of(g.lin)) for g in moved_guards):
+        return None
+    order = [K + k for k in range(len(sub)) if K + k != run] + [run]
+    place = {axis: K + position for position, axis in enumerate(order)}
+    extents = [sub[axis - K][1] for axis in order]
+    return Walk(
+        tuple(extents[:-1]), extents[-1],
+        tuple(_renumbered(a, place) for a in axes),
+        _renumbered(moved, place),
+        tuple(Guard(_renumbered(g.lin, place), g.ext) for g in moved_guards),
+    )  # fmt: skip
+
+
+def _reduce_only(value: Lin) -> Lin:
+    return Lin(0, tuple((s, d) for s, d in value.terms if isinstance(d.axis, int) and d.axis >= K))
+
+
+def _renumbered(value: Lin, number: Mapping[int, int]) -> Lin:
+    from smartmem.schedule.nest import _renumber
+
+    return _renumber(value, number)
+
+
+def _operands(flat: Flat) -> tuple[Expr, Expr]:
+    assert isinstance(flat.body, Alu)
+    a, b = flat.body.args
+    return a, b
+
+
+def _split_guards(a: Expr) -> tuple[tuple[Guard, ...], Load] | None:
+    if isinstance(a, Choose) and is_padded_load(a):
+        assert isinstance(a.then, Load)
+        return a.guards, a.then
+    return ((), a) if isinstance(a, Load) else None
+
+
+def _a_walk(flat: Flat, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int) -> Walk | None:
+    """The walk over operand A, from memory or from a local tensor (given by its column extents)."""
+    from smartmem.schedule.rows import flat_address
+
+    parts = _split_guards(_operands(flat)[0])
+    if parts is None:
+        return None
+    guards, access = parts
+    if access.tensor in local:
+        address = flat_address(access.index[rows:], local[access.tensor])
+    else:
+        address = storages[access.tensor].at(access.index)
+    return walk_operand(flat, address, guards)
+
+
+def pack_operand(
+    stage: Stage, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], batch: int, rows: int
+) -> tuple[Stage, Stage] | None:
+    """A packing stage for operand A and the contraction that reads it, or None if A can be read in place."""
+    flat = flatten(stage, batch, rows, contraction=True)
+    walk = _a_walk(flat, storages, local, rows)
+    if walk is not None and walk.count <= MAX_SEGMENTS and (walk.run >= MIN_RUN or walk.count == 1):
+        return None
+    a, b = factors(stage) or (None, None)
+    assert a is not None and b is not None
+    lead, columns = stage.shape[:rows], stage.shape[rows:]
+    order = _reduce_order(a, stage, {n: s for n, s in storages.items() if n not in local})
+    shape = (*lead, *(stage.reduce[k] for k in order))
+    axes: list[Lin] = [axis_digit(k, n) for k, n in enumerate(lead)] + [Lin()] * (len(columns) + len(stage.reduce))
+    for position, k in enumerate(order):
+        axes[len(stage.shape) + k] = axis_digit(rows + position, stage.reduce[k])
+    packing = Stage(f"{stage.name}.a", shape, a.dtype, reindex(a, tuple(axes), stage.domain), origin=stage.origin)
+    index = (
+        *(axis_digit(k, n) for k, n in enumerate(lead)),
+        *(axis_digit(len(stage.shape) + k, stage.reduce[k]) for k in order),
+    )
+    return packing, replace(stage, body=alu("mul", load(packing.name, index, a.dtype), b))
+
+
+def _reduce_order(a: Expr, stage: Stage, storages: Mapping[str, Storage]) -> list[int]:
+    """Reduce axes by decreasing stride in A's memory, so that packing reads forward."""
+    from smartmem.kernel.expr import loads
+
+    base, strides = len(stage.shape), [0] * len(stage.reduce)
+    for access in loads(a):
+        if access.tensor in storages:
+            for stride, digit in storages[access.tensor].at(access.index).terms:
+                if isinstance(digit.axis, int) and digit.axis >= base:
+                    strides[digit.axis - base] = max(strides[digit.axis - base], abs(stride))
+    return sorted(range(len(stage.reduce)), key=lambda k: -strides[k])
+
+
+# ------------------------------------------------------------------------------------------------------ operand B
+
+
+@dataclass
+class Packed:
+    """Operand B of each contraction, prepared.
+
+    Attributes:
+        weights: panels of constant operands, by slot name.
+        buffers: their slot names in argument order.
+        replaced: tensors that the kernel no longer reads.
+        slot: slot name by contraction.
+    """
+
+    weights: dict[str, Array] = field(default_factory=dict)
+    buffers: list[str] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)
+    slot: dict[str, str] = field(default_factory=dict)
+
+
+def b_tensors(stage: Stage) -> list[str]:
+    operands = factors(stage)
+    assert operands is not None
+    return tensors_read(operands[1])
+
+
+def is_dynamic(stage: Stage, constants: Mapping[str, Array]) -> bool:
+    """Whether B is known only at run time."""
+    return any(name not in constants for name in b_tensors(stage))
+
+
+def local_columns(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
+    return {s.name: s.shape[pipeline.rows :] for s in pipeline.stages[:-1]}
+
+
+def walk_of(pipeline: Pipeline, stage: Stage) -> Walk:
+    walk = _a_walk(pipeline.flats[stage.name], pipeline.storages, local_columns(pipeline), pipeline.rows)
+    assert walk is not None
+    return walk
+
+
+def prepare_weights(pipeline: Pipeline, constants: Mapping[str, Array]) -> Packed:
+    """Packs constant operands B into panels; reserves scratch for those packed at run time."""
+    packed = Packed()
+    still_read: set[str] = set()
+    for stage in pipeline.stages:
+        operands = factors(stage)
+        if not pipeline.is_contraction(stage):
+            still_read |= set(tensors_read(stage.body))
+            continue
+        assert operands is not None
+        still_read |= set(tensors_read(operands[0]))
+        if is_dynamic(stage, constants):
+            still_read |= set(tensors_read(operands[1]))
+            continue
+        slot = f"{stage.name}.panels"
+        packed.weights[slot] = _panels(pipeline, stage, constants)
+        packed.buffers.append(slot)
+        packed.slot[stage.name] = slot
+        packed.replaced |= set(tensors_read(operands[1]))
+    packed.replaced -= still_read
+    return packed
+
+
+def _panels(pipeline: Pipeline, stage: Stage, constants: Mapping[str, Array]) -> Array:
+    """[batch][panel][k][NR], k in the order of A's walk, zero-padded to whole panels."""
+    flat, walk = pipeline.flats[stage.name], walk_of(pipeline, stage)
+    width = tile_shape(pipeline.target, pipeline.height, flat.columns)[1]
+    b = _operands(flat)[1]
+    keep = tuple(axis_digit(k, flat.extents[k]) for k in (B, M, N))
+    b = reindex(b, (*keep, *walk.axes), flat.extents)
+    uses_batch = B in _axes(b)
+    batches = flat.extents[B] if uses_batch else 1
+    extents = (batches, *walk.segments, walk.run, flat.columns)
+    values = _strided(b, extents, constants)
+    if values is None:
+        grid = np.ogrid[tuple(slice(n) for n in extents)]
+        axes: list[Any] = [grid[0], 0, grid[-1], *grid[1:-1]]
+        values = np.broadcast_to(evaluate_expr(b, axes, constants), extents)
+    matrix = values.reshape(batches, walk.depth, flat.columns)
+    panels = -(-flat.columns // width)
+    result = np.zeros((batches, panels, walk.depth, width), np.float32)
+    whole = flat.columns // width
+    result[:, :whole] = matrix[:, :, : whole * width].reshape(batches, walk.depth, whole, width).transpose(0, 2, 1, 3)
+    if whole < panels:
+        result[:, whole, :, : flat.columns - whole * width] = matrix[:, :, whole * width :]
+    return result
+
+
+def _strided(b: Expr, extents: tuple[int, ...], constants: Mapping[str, Array]) -> Array | None:
+    """A plain load with an affine address, as a strided view."""
+    if not isinstance(b, Load):
+        return None
+    source = np.ascontiguousarray(constants[b.tensor])
+    address = Lin()
+    for value, extent in zip(b.index, source.shape, strict=True):
+        address = address * extent + value
+    order = [B, *range(K, K + len(extents) - 2), N]
+    strides = dict.fromkeys(order, 0)
+    for stride, digit in address.terms:
+        if not isinstance(digit.axis, int) or digit.lo != 1 or digit.ext != extents[order.index(digit.axis)]:
+            return None
+        strides[digit.axis] = stride
+    if any(s < 0 for s in strides.values()):
+        return None
+    flat = source.reshape(-1)[address.offset :]
+    return np.lib.stride_tricks.as_strided(flat, extents, [strides[a] * flat.itemsize for a in order], writeable=False)
+
+
+def _axes(expr: Expr) -> set[int]:
+    from smartmem.schedule.roles import expr_axes
+
+    return expr_axes(expr)
+
+
+@dataclass(frozen=True)
+class DirectB:
+    """B read in place: its address over the flat axes, and the distance between rows."""
+
+    tensor: str
+    address: Lin
+    stride: int
+
+
+def direct_b(pipeline: Pipeline, stage: Stage) -> DirectB | None:
+    """How a dynamic B is read in place, or None if it has to be packed."""
+    flat, walk = pipeline.flats[stage.name], walk_of(pipeline, stage)
+    width = tile_shape(pipeline.target, pipeline.height, flat.columns)[1]
+    b = _operands(flat)[1]
+    if not isinstance(b, Load) or walk.count != 1 or flat.columns % width:
+        return None
+    keep = tuple(axis_digit(k, flat.extents[k]) for k in (B, M, N))
+    address = substitute(pipeline.storages[b.tensor].at(b.index), (*keep, *walk.axes), flat.extents)
+    row_stride, column = 0, False
+    for stride, digit in address.terms:
+        if digit.axis == N:
+            if stride != 1 or digit.lo != 1 or digit.ext != flat.columns:
+                return None
+            column = True
+        elif digit.axis == K:
+            if digit.lo != 1 or digit.ext != walk.run:
+                return None
+            row_stride = stride
+        elif not isinstance(digit.axis, int):
+            if {N, K} & set(axes_of(Lin(0, ((1, digit),)))):
+                return None
+    if not column or row_stride <= 0:
+        return None
+    return DirectB(b.tensor, address, row_stride)
+
+
+# ------------------------------------------------------------------------------------------------------- emission
+
+
+def tile_function(rows: int, vectors: int) -> tuple[str, str]:
+    """Name and text of the register-tile function: c[rows][vectors*SM_W] = sum over segments and k of a * b."""
+    name = f"sm_tile_{rows}x{vectors}"
+    text = f"""\
+/* c[{rows}][{vectors}*SM_W] = sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip` apart. */
+static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long run, const float *b,
+                                             long stride, float *c) {{
+    f32v acc[{rows}][{vectors}];
+#pragma GCC unroll {rows}
+    for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+        for (int j = 0; j < {vectors}; ++j) acc[i][j] = sm_splat(0.0f);
+    for (long q = 0; q < segments; ++q, a += skip) {{
+        const float *row[{rows}];
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i) row[i] = a[i];
+        for (long k = 0; k < run; ++k, b += stride) {{
+            f32v column[{vectors}];
+#pragma GCC unroll {vectors}
+            for (int j = 0; j < {vectors}; ++j) column[j] = sm_load(b + j * SM_W);
+#pragma GCC unroll {rows}
+            for (int i = 0; i < {rows}; ++i) {{
+                const f32v x = sm_splat(row[i][k]);
+#pragma GCC unroll {vectors}
+                for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+            }}
+        }}
+    }}
+#pragma GCC unroll {rows}
+    for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+        for (int j = 0; j < {vectors}; ++j) sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j]);
+}}
+"""
+    return name, text
+
+
+def emit_pack(e: RowEmitter, stage: Stage) -> None:
+    """Packs a dynamic B of the current batch entry into panels in scratch."""
+    p, w = e.pipeline, e.writer
+    flat, walk = p.flats[stage.name], walk_of(p, stage)
+    width = tile_shape(p.target, p.height, flat.columns)[1]
+    lanes, columns = p.target.lanes, flat.columns
+    keep = tuple(axis_digit(k, flat.extents[k]) for k in (B, M, N))
+    b = reindex(_operands(flat)[1], (*keep, *walk.axes), flat.extents)
+    extents = (*flat.extents[:K], *walk.segments, walk.run)
+    moved = replace(flat, extents=extents)
+    panels = -(-columns // width)
+    offset = e.packed_offset(stage)
+    loops = [f"k{k}" for k in range(len(walk.segments) + 1)]
+    flat_k = Lin()
+    for position, extent in enumerate((*walk.segments, walk.run)):
+        flat_k = flat_k * extent + axis_digit(K + position, extent)
+    with w.loop("n", panels * width, 0, "SM_W"):
+        w.line(f"float *const panel = s + {offset} + n / {width} * {walk.depth * width} + n % {width};")
+        opened = []
+        for name, extent in zip(loops, (*walk.segments, walk.run), strict=True):
+            opened.append(w.loop(name, extent))
+            opened[-1].__enter__()
+        context = e.context(moved, Lane(N, columns, lanes))
+        target = f"panel + ({c_lin(flat_k, context.axes)}) * {width}"
+        _pack_chunk(e, b, context, target, columns, lanes)
+        for loop in reversed(opened):
+            loop.__exit__(None, None, None)
+
+
+def _pack_chunk(e: RowEmitter, b: Expr, context: Context, target: str, columns: int, lanes: int) -> None:
+    """One vector of a panel: whole, partial or zero, by the column it starts at."""
+    w, lane = e.writer, context.lane
+    assert lane is not None
+    full = columns - columns % lanes
+
+    def chunk(ctx: Context) -> None:
+        emitter = Emitter(w, ctx)
+        value = emitter.value(b)
+        w.line(f"sm_store({target}, {emitter.as_vector(value, b.dtype)});")
+
+    if full:
+        with w.block(f"if (n < {full})"):
+            chunk(context)
+    if columns % lanes:
+        with w.block(f"{'else ' if full else ''}if (n == {full})"):
+            w.line(f"const long count = {columns - full};")
+            chunk(replace(context, lane=replace(lane, count="count")))
+    with w.block("else"):
+        w.line(f"sm_store({target}, sm_splat(0.0f));")
+
+
+def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None:
+    """Row pointers, then panels x row tiles, each followed by the epilogue on the tile."""
+    p, w = e.pipeline, e.writer
+    flat, walk = p.flats[stage.name], walk_of(p, stage)
+    rows, width = tile_shape(p.target, p.height, flat.columns)
+    vectors = width // p.target.lanes
+    name, text = tile_function(rows, vectors)
+    p.support[name] = text
+    columns = flat.columns
+    with w.block(""):
+        table = -(-p.block // rows) * rows
+        _row_pointers(e, stage, flat, walk, table)
+        source, stride = _b_pointer(e, stage, flat, walk, width)
+        last_stage = (epilogue or [stage])[-1] is p.stages[-1]
+        start, end = "0", str(columns)
+        if last_stage and e.task.column_chunks > 1:
+            start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
+        w.line(f"float c[{rows * width}] __attribute__((aligned(64)));")
+        with w.loop("n0", end, start, width):
+            w.line(f"const float *const bp = {source};")
+            with w.loop("i", "rows", 0, rows):
+                w.line(f"{name}(a + i, {walk.count}, {table}, {walk.run}, bp, {stride}, c);")
+                w.line(f"const long tall = rows - i < {rows} ? rows - i : {rows};")
+                with w.loop("q", "tall"):
+                    w.line("const long r = i + q, m = m0 + r;")
+                    _epilogue_row(e, stage, epilogue, flat, columns, width)
+
+
+def _row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:
+    """a[segment][row]: where each row of A starts in each segment; rows past the block repeat its last one."""
+    from smartmem.schedule.rows import Place
+
+    p, w = e.pipeline, e.writer
+    parts = _split_guards(_operands(flat)[0])
+    assert parts is not None
+    _, access = parts
+    size = walk.count * table
+    offset = p.reserve(2 * size)
+    w.line(f"const float **const a = (const float **)(s + {offset});")
+    extents = (*flat.extents[:K], *walk.segments, walk.run)
+    context = e.context(replace(flat, extents=extents), None, row="m", column="0")
+    names = {**context.axes.names, K + len(walk.segments): "0"}
+    axes = replace(context.axes, names=names)
+    segment = Lin()
+    opened = []
+    for k, extent in enumerate(walk.segments):
+        segment = segment * extent + axis_digit(K + k, extent)
+        opened.append(w.loop(f"k{k}", extent))
+        opened[-1].__enter__()
+    with w.loop("r0", table):
+        w.line("const long r = r0 < rows ? r0 : rows - 1, m = m0 + r;")
+        if access.tensor in {s.name for s in p.stages}:
+            place: Place = p.places[access.tensor]
+            base = f"s + {place.offset} + r * {place.width} + {c_lin(walk.address, axes)}"
+        else:
+            base = f"{e.pointers[access.tensor]} + {c_lin(walk.address, axes)}"
+        if walk.guards:
+            p.support[f"zeros{walk.run}"] = f"static const float sm_zeros_{walk.run}[{walk.run}];\n"
+            base = f"{c_guards(walk.guards, axes)} ? {base} : sm_zeros_{walk.run}"
+        slot = f"({c_lin(segment, axes)}) * {table} + r0" if walk.segments else "r0"
+        w.line(f"(void)m, a[{slot}] = {base};")
+    for loop in reversed(opened):
+        loop.__exit__(None, None, None)
+
+
+def _b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int]:
+    """C expression for panel n0 of B, and the distance between its rows."""
+    p = e.pipeline
+    size = walk.depth * width
+    if stage.name in e.packed.slot:
+        pointer = e.arguments.pointer(e.packed.slot[stage.name], "float")
+        batches = e.packed.weights[e.packed.slot[stage.name]].shape[0]
+        per_batch = f"b * {-(-flat.columns // width) * size} + " if batches > 1 else ""
+        return f"{pointer} + {per_batch}n0 / {width} * {size}", width
+    direct = direct_b(p, stage)
+    if direct is None:
+        return f"s + {e.packed_offset(stage)} + n0 / {width} * {size}", width
+    context = e.context(flat, None, row="0", column="n0")
+    names = {**context.axes.names, K: "0"}
+    address = c_lin(direct.address, replace(context.axes, names=names, extents=(*flat.extents[:K], walk.run)))
+    return f"{e.pointers[direct.tensor]} + {address}", direct.stride
+
+
+def _epilogue_row(e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, columns: int, width: int) -> None:
+    """One row of the tile: chunks of lanes through the epilogue stages, then stored."""
+    p, w = e.pipeline, e.writer
+    lanes = p.target.lanes
+    lane = Lane(N, columns, lanes)
+    limit = f"n0 + {width}" if columns % width == 0 else f"(n0 + {width} < {columns} ? n0 + {width} : {columns})"
+    with w.loop("n", limit, "n0", "SM_W"):
+        if columns % lanes == 0:
+            _epilogue_chunk(e, stage, epilogue, flat, lane, width)
+            return
+        if columns > lanes:
+            with w.block(f"if (n + SM_W <= {columns})"):
+                _epilogue_chunk(e, stage, epilogue, flat, lane, width)
+            header = "else"
+        else:
+            header = ""
+        with w.block(header):
+            w.line(f"const long count = {columns} - n;")
+            _epilogue_chunk(e, stage, epilogue, flat, replace(lane, count="count"), width)
+
+
+def _epilogue_chunk(
+    e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, lane: Lane, width: int
+) -> None:
+    from smartmem.codegen.c_expr import Value
+
+    w = e.writer
+    e.values = {}
+    emitter = Emitter(w, e.context(flat, lane))
+    total = emitter.name(f"sm_load(c + q * {width} + (n - n0))", stage.dtype, True)
+    e.values[stage.name] = total
+    text = total.text
+    for following in epilogue:
+        value = emitter.value(e.pipeline.flats[following.name].body)
+        e.values[following.name] = Value(emitter.as_vector(value, following.dtype), True)
+        text = e.values[following.name].text
+    last = (epilogue or [stage])[-1]
+    e.keep_vector(last, e.pipeline.flats[last.name], emitter, text, lane)
+    e.values = {}
+
+
+__all__ = ["emit_contraction", "emit_pack", "map_lins", "pack_operand", "prepare_weights", "tile_shape"]
