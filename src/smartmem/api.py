@@ -58,7 +58,8 @@ def compile(
         library = link(program, compiler, cache, report)
         features = isa.features(compiler.macros(march))
         if key is not None and cache.root is not None:
-            cache.add("models", key, package.SUFFIX, lambda path: package.save(program, library, path, features))
+            # An OSError from here is the cache's, which goes on without its folder then.
+            cache.add("models", key, package.SUFFIX, lambda path: package.write(program, library, path, features))
             cache.trim("models", CACHED_BYTES)
     return Model(program, library, threads, features=features, keep=cache)
 
@@ -96,12 +97,11 @@ def build_program(
     """Run the compiler proper, without compiling C."""
     if level not in LEVELS:
         raise InputError(f"no level {level!r}; choose one of {', '.join(LEVELS)}")
-    from smartmem import compiler as proper
+    from smartmem.compiler import build_program as build
 
     source = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model
     fixed = {name: tuple(map(int, shape)) for name, shape in (shapes or {}).items()}
-    program: Program = proper.build_program(source, shapes=fixed, level=level, march=march, progress=progress)
-    return program
+    return build(source, shapes=fixed, level=level, march=march, progress=progress)
 
 
 def link(program: Program, compiler: Compiler, cache: Cache, progress: Progress | None = None) -> Path:

@@ -298,9 +298,11 @@ def _compare(path: Path, model: Model, feeds: dict[str, Any], outputs: list[np.n
     good = True
     print("compared with onnxruntime:")
     for name, ours in zip(model.output_names, outputs, strict=True):
-        error = relative_error(ours, wanted[name])
-        good = good and error <= 1e-3
-        print(f"  {name}: relative error {error:.3g}, max absolute error {largest_difference(ours, wanted[name]):.3g}")
+        relative = relative_error(ours, wanted[name])
+        good = good and relative <= 1e-3
+        print(
+            f"  {name}: relative error {relative:.3g}, max absolute error {largest_difference(ours, wanted[name]):.3g}"
+        )
     return good
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def relative_error(output: Array, reference: Array) -> float:
     same = (a == b) | (np.isnan(a) & np.isnan(b))  # infinities cannot be subtracted
     if not (np.isfinite(a) & np.isfinite(b) | same).all():
         return float("inf")
-    distance = float(np.linalg.norm(np.where(same, 0.0, a - b)))
+    distance = float(np.linalg.norm(np.where(same, 0.0, a) - np.where(same, 0.0, b)))
     norm = float(np.linalg.norm(b[np.isfinite(b)]))
     return distance / norm if norm else distance
 
@@ -104,6 +105,14 @@ def largest_difference(output: Array, reference: Array) -> float:
     return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
 
 
+def write_npz(file: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """Like `numpy.savez`, which has no place for an array called "file", and never pickling."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
 def save_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
     """Write an .npz file, by way of a temporary file beside it.
 
@@ -114,6 +123,6 @@ def save_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
 
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **dict(outputs))
+            write_npz(file, outputs)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

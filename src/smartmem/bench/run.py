@@ -21,7 +21,7 @@ import numpy as np
 
 from smartmem.bench.runners import PEERS, Smartmem
 from smartmem.errors import InputError, ModelError, SmartmemError
-from smartmem.inputs import random_inputs, relative_error
+from smartmem.inputs import random_inputs, relative_error, write_npz
 from smartmem.levels import LEVELS
 from smartmem.report.progress import progress_bar
 from smartmem.runtime.threads import default_threads
@@ -145,7 +145,7 @@ def measure(options: Options) -> Result:
         folder = Path(name)
         failures, inputs = _compile_levels(options, threads, report)
         with (folder / "inputs.npz").open("wb") as file:
-            np.savez(file, allow_pickle=False, **inputs)  # type: ignore[arg-type]  # its stub wants a bool
+            write_npz(file, inputs)
         rows = [
             Row(str(options.model), Smartmem.name, level, error=failures.get(level, "")) for level in options.levels
         ]

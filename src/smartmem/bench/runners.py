@@ -87,12 +87,13 @@ class OnnxRuntime:
 
         self._session = session({})
         # It optimizes better with static shapes, which we have as well.
-        fixed = {
-            dim: extent
-            for info in self._session.get_inputs()
-            for dim, extent in zip(info.shape, inputs[info.name].shape, strict=True)
-            if isinstance(dim, str)
-        }
+        extents: dict[str, set[int]] = {}
+        for info in self._session.get_inputs():
+            for dim, extent in zip(info.shape, inputs[info.name].shape, strict=True):
+                if isinstance(dim, str):
+                    extents.setdefault(dim, set()).add(extent)
+        # Some exporters give one name to dimensions that differ.
+        fixed = {dim: values.pop() for dim, values in extents.items() if len(values) == 1}
         if fixed:
             self._session = session(fixed)
         self._names = [info.name for info in self._session.get_outputs()]

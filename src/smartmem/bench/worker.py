@@ -23,6 +23,7 @@ import numpy as np
 
 from smartmem.bench.runners import PEERS, Runner, Smartmem
 from smartmem.errors import SmartmemError
+from smartmem.inputs import write_npz
 
 
 def serve() -> None:
@@ -58,7 +59,7 @@ def _load(request: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
     runner.load(Path(request["model"]), inputs)
     outputs = runner.run()
     with open(request["outputs"], "wb") as target:
-        np.savez(target, allow_pickle=False, **outputs)
+        write_npz(target, outputs)
     start = time.perf_counter()
     runner.run()
     return runner, {"version": version, "seconds": time.perf_counter() - start}

@@ -96,6 +96,10 @@ def remove_dead(graph: Graph) -> None:
         live.update(v for v in node.inputs if v is not None)
         kept.append(node)
     graph.nodes = kept[::-1]
+    names = {node.name for node in kept}
+    for operator in graph.operators:
+        if not operator.removed and operator.name not in names:
+            operator.removed = "nothing reads its result"
 
 
 def _as_value(array: Array, value: Value | None) -> Array:

@@ -26,7 +26,7 @@ from smartmem.frontend.order import captures, describe, sort_nodes, subgraphs
 from smartmem.frontend.read import Source, canonical_domain
 from smartmem.frontend.schemas import attributes_of, body_of, schema_of
 from smartmem.frontend.tensors import dtype_of, sparse_to_array, to_array
-from smartmem.graph.ir import Graph, Node, Value
+from smartmem.graph.ir import Graph, Node, Operator, Value
 from smartmem.runtime.host import pack
 
 Array = np.ndarray[Any, Any]
@@ -57,6 +57,7 @@ class _Importer:
         self._scope: dict[str, Value] = {}
         self._known: dict[Value, Array] = {}
         self._nodes: list[Node] = []
+        self._operators: list[Operator] = []
         self._names: set[str] = set()
         self._node_names: set[str] = set()
 
@@ -76,7 +77,7 @@ class _Importer:
             else:
                 queue.extendleft(reversed(body))
         outputs = [self._output(info.name) for info in graph.output]
-        return Graph(graph.name or "model", inputs, outputs, self._nodes)
+        return Graph(graph.name or "model", inputs, outputs, self._nodes, self._operators)
 
     def _import_inputs(self, infos: list[onnx.ValueInfoProto], shapes: Mapping[str, tuple[int, ...]]) -> list[Value]:
         names = [info.name for info in infos]
@@ -232,6 +233,8 @@ class _Importer:
         )
         normalise(node, Context(self._known, self._extra_constant))
         self._finish(node)
+        removed = "its inputs are constant" if node is not (self._nodes or [None])[-1] else ""
+        self._operators.append(Operator(node.name, proto.op_type, _first_shape(node), removed))
 
     def _result(self, proto: onnx.NodeProto, name: str, kind: onnx.TypeProto | None) -> Value:
         """A new value for the result `name` of type `kind`."""
@@ -302,3 +305,7 @@ class _Importer:
         if any(a is None and v is not None for a, v in zip(operands, node.inputs, strict=True)):
             return None
         return folding.evaluate(node, operands)
+
+
+def _first_shape(node: Node) -> tuple[int, ...] | None:
+    return next((v.shape for v in node.outputs if v is not None), None)

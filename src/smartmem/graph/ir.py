@@ -86,14 +86,35 @@ class Node:
         return f"{self.outputs} = {self.op}({self.inputs}, {self.attrs})"
 
 
+@dataclass
+class Operator:
+    """An operator as the model file has it, for the report.
+
+    Attributes:
+        name: that of its node.
+        op: operator type, before normalisation.
+        shape: of its first output, None if it depends on data.
+        removed: why the frontend left no node of it, "" if there is one.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...] | None
+    removed: str = ""
+
+
 @dataclass(eq=False)
 class Graph:
-    """A model: `nodes` in execution order compute `outputs` from `inputs` (and constants)."""
+    """A model: `nodes` in execution order compute `outputs` from `inputs` (and constants).
+
+    `operators` lists what the file had (function bodies inlined, Constant nodes left out), also what was folded away.
+    """
 
     name: str
     inputs: list[Value]
     outputs: list[Value]
     nodes: list[Node]
+    operators: list[Operator] = field(default_factory=list)
 
     def values(self) -> Iterator[Value]:
         """Every value once: inputs, constants and node outputs, in order of first appearance."""

@@ -40,9 +40,7 @@ def divide(value: Lin, divisor: int) -> tuple[Lin, Lin]:
             upper.append((stride // divisor, digit))
         elif digit.ext > period and digit.ext % period == 0:
             rest.append((stride, Digit(digit.axis, digit.lo, period)))
-            upper.append(
-                (stride * period // divisor, Digit(digit.axis, digit.lo * period, digit.ext // period))
-            )
+            upper.append((stride * period // divisor, Digit(digit.axis, digit.lo * period, digit.ext // period)))
         else:
             rest.append((stride, digit))
     quotient = lin(value.offset // divisor, tuple(upper))
@@ -80,7 +78,7 @@ def _peel(value: Lin, divisor: int) -> tuple[Lin, Lin]:
             unit, (low, high) = candidate, parts
             break
     ratio = divisor // unit
-    shift = -(high.min // ratio) if high.min < 0 else 0  # marks are not negative: floor(x/c) = floor(x/c + k) - k
+    shift = -(high.min // ratio)  # marks start in [0, ratio): floor(x/c) = floor(x/c + k) - k
     source = high + shift * ratio
     mark = Mark(source, source.max + 1)
     quotient = lin(-shift, ((1, Digit(mark, ratio, -(-mark.ext // ratio))),))
@@ -95,7 +93,7 @@ def _separate(value: Lin, unit: int) -> tuple[Lin, Lin] | None:
     for stride, digit in value.terms:
         if stride % unit == 0:
             high.append((stride // unit, digit))
-        elif 0 < stride and stride * (digit.ext - 1) < unit:
+        elif stride > 0 and stride * (digit.ext - 1) < unit:
             low.append((stride, digit))
         elif stride > 0 and unit % stride == 0 and digit.ext % (unit // stride) == 0:
             split = unit // stride

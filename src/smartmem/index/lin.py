@@ -9,7 +9,8 @@ Worked example, pixel shuffle by 2 from (1, 16, 8, 8) to (1, 4, 16, 16), read ba
     row     = h // 2                        Lin(0, ((1, Digit(2, 2, 8)),))
 
 Normal form (`lin` builds it, nothing else constructs `Lin`): no digit of extent 1, no zero stride, equal digits summed,
-adjacent digits glued, whole marks inlined, terms sorted. So an identity is one whole digit, and round trips cancel.
+overlapping digits cut, adjacent digits glued, whole marks inlined, terms sorted. So an identity is one whole digit, and
+round trips cancel.
 
 An axis is an int (a loop axis), a `Mark` (a residual sum that has no exact split) or a `Lookup` (an entry of an
 integer tensor: a gather, constant or by data).
@@ -17,10 +18,11 @@ integer tensor: a gather, constant or by data).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias, Union
+from itertools import pairwise
+from typing import TypeAlias
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Lookup:
     ext: int
 
 
-Axis: TypeAlias = Union[int, Mark, Lookup]
+Axis: TypeAlias = int | Mark | Lookup
 
 
 @dataclass(frozen=True)
@@ -109,40 +111,65 @@ def _axis_key(axis: Axis) -> tuple[int, str]:
 @lru_cache(maxsize=1 << 16)
 def lin(offset: int, terms: tuple[Term, ...]) -> Lin:
     """The normal form of ``offset + sum(stride * digit)``."""
+    while True:
+        live = _sum_equal(terms)
+        for position, (stride, digit) in enumerate(live):
+            mark = digit.axis
+            if isinstance(mark, Mark) and digit.lo == 1 and digit.ext >= mark.ext:  # whole mark -> the sum itself
+                inlined = tuple((stride * inner, d) for inner, d in mark.lin.terms)
+                offset, terms = offset + stride * mark.lin.offset, (*live[:position], *live[position + 1 :], *inlined)
+                break
+        else:
+            if len({digit.axis for _, digit in live}) < len(live):
+                glued = _glue(_sum_equal(_cut_overlaps(live)))
+                if set(glued) != set(live):  # gluing may make a mark whole or a digit equal to another
+                    terms = tuple(glued)
+                    continue
+            live.sort(key=lambda term: (-abs(term[0]), _axis_key(term[1].axis), term[1].lo, term[1].ext))
+            return Lin(offset, tuple(live))
+
+
+def _sum_equal(terms: Iterable[Term]) -> list[Term]:
+    """s*d + t*d -> (s + t)*d, without digits of extent 1 and without zero strides."""
     strides: dict[Digit, int] = {}
     for stride, digit in terms:
         if digit.ext != 1:
             strides[digit] = strides.get(digit, 0) + stride
-    live = [(stride, digit) for digit, stride in strides.items() if stride]
-    for position, (stride, digit) in enumerate(live):
-        mark = digit.axis
-        if isinstance(mark, Mark) and digit.lo == 1 and digit.ext >= mark.ext:  # whole mark -> the sum itself
-            inlined = tuple((stride * inner, d) for inner, d in mark.lin.terms)
-            return lin(offset + stride * mark.lin.offset, (*live[:position], *live[position + 1 :], *inlined))
-    live = _glue(live)
-    live.sort(key=lambda term: (-abs(term[0]), _axis_key(term[1].axis), term[1].lo))
-    return Lin(offset, tuple(live))
+    return [(stride, digit) for digit, stride in strides.items() if stride]
+
+
+def _cut_overlaps(terms: list[Term]) -> list[Term]:
+    """s*(a//l % e*f) -> s*(a//l % e) + s*e*(a//(l*e) % f) where another digit of `a` starts or ends between.
+
+    So ``i - 4*(i//4)`` becomes ``i % 4``, and bounds are exact. Digits that do not nest stay as they are.
+    """
+    cuts: dict[Axis, set[int]] = {}
+    for _, digit in terms:
+        cuts.setdefault(digit.axis, set()).update((digit.lo, digit.lo * digit.ext))
+    result: list[Term] = []
+    for stride, digit in terms:
+        chain = sorted(cuts[digit.axis])
+        if chain[0] == 0 or any(high % low for low, high in pairwise(chain)):
+            result.append((stride, digit))
+            continue
+        inside = [cut for cut in chain if digit.lo <= cut <= digit.lo * digit.ext]
+        for low, high in pairwise(inside):
+            result.append((stride * (low // digit.lo), Digit(digit.axis, low, high // low)))
+    return result
 
 
 def _glue(terms: list[Term]) -> list[Term]:
     """s*(a//lo % e) + s*e*(a//(lo*e) % f) -> s*(a//lo % e*f)."""
-    by_start = {(digit.axis, digit.lo, stride): digit for stride, digit in terms}
-    if len({digit.axis for _, digit in terms}) == len(terms):
-        return terms
-    glued: list[Term] = []
-    consumed: set[tuple[Axis, int, int]] = set()
+    by_start: dict[tuple[Axis, int, int], list[Digit]] = {}
     for stride, digit in sorted(terms, key=lambda term: term[1].lo):
-        key = (digit.axis, digit.lo, stride)
-        if key in consumed:
-            continue
-        consumed.add(key)
-        ext = digit.ext
-        upper = (digit.axis, digit.lo * ext, stride * ext)
-        while upper in by_start and upper not in consumed:
-            consumed.add(upper)
-            ext *= by_start[upper].ext
-            upper = (digit.axis, digit.lo * ext, stride * ext)
-        glued.append((stride, Digit(digit.axis, digit.lo, ext)))
+        by_start.setdefault((digit.axis, digit.lo, stride), []).append(digit)
+    glued: list[Term] = []
+    for (axis, lo, stride), digits in by_start.items():  # lowest first
+        for digit in digits:
+            ext = digit.ext
+            while uppers := by_start.get((axis, lo * ext, stride * ext)):
+                ext *= uppers.pop().ext
+            glued.append((stride, Digit(axis, lo, ext)))
     return glued
 
 
@@ -178,28 +205,39 @@ def total(values: Iterable[Lin]) -> Lin:
     return result
 
 
-def show(value: Lin, names: str | tuple[str, ...] | list[str] = "ijklmnopqrstuvwxyz") -> str:
-    """`value` in ordinary notation, `names` giving the loop axes: ``4*i + j//2 + 3``."""
-    parts = [_show_term(stride, digit, names) for stride, digit in value.terms]
+Names: TypeAlias = Sequence[str]
+LETTERS = "ijklmnopqrstuvwxyz"
+
+
+def show(value: Lin, names: Names = LETTERS, extents: Sequence[int] | None = None) -> str:
+    """`value` in ordinary notation, `names` giving the loop axes: ``4*i + j//2%8 + 3``.
+
+    The text is an expression in Python and evaluates to `value`. With the loop's `extents`, a digit that reaches the
+    top of its axis is printed without the modulo, so that a whole axis is its bare name: ``4*i + j//2 + 3``.
+    """
+    parts = [_show_term(stride, digit, names, extents) for stride, digit in value.terms]
     if value.offset or not parts:
         parts.append(str(value.offset))
-    return " + ".join(parts).replace("+ -", "- ")
+    return parts[0] + "".join(f" - {part[1:]}" if part[0] == "-" else f" + {part}" for part in parts[1:])
 
 
-def _show_term(stride: int, digit: Digit, names: str | tuple[str, ...] | list[str]) -> str:
+def _show_term(stride: int, digit: Digit, names: Names, extents: Sequence[int] | None) -> str:
     axis = digit.axis
+    top: int | None  # where the axis ends, if that is known
     if isinstance(axis, int):
         base = names[axis] if axis < len(names) else f"a{axis}"
-        top = False
+        top = extents[axis] if extents is not None else None
     elif isinstance(axis, Mark):
-        base, top = f"({show(axis.lin, names)})", digit.lo * digit.ext >= axis.ext
+        base, top = f"({show(axis.lin, names, extents)})", axis.ext
     else:
-        base = f"{axis.tensor}[{', '.join(show(i, names) for i in axis.index)}]"
-        top = digit.lo * digit.ext >= axis.ext
+        base, top = f"{axis.tensor}[{', '.join(show(i, names, extents) for i in axis.index)}]", axis.ext
+    text = base
     if digit.lo != 1:
-        base += f"//{digit.lo}"
-    if not top and not isinstance(axis, int):
-        base += f"%{digit.ext}"
-    elif isinstance(axis, int):
-        base += f"%{digit.ext}" if digit.lo != 1 or digit.ext != 1 else ""
-    return base if stride == 1 else f"{stride}*{base}"
+        text += f"//{digit.lo}"
+    if top is None or digit.lo * digit.ext < top:
+        text += f"%{digit.ext}"
+    if abs(stride) != 1:
+        text = f"{abs(stride)}*{text if text == base else f'({text})'}"
+    elif stride < 0 and text != base:
+        text = f"({text})"
+    return f"-{text}" if stride < 0 else text

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.index.lin import Digit, Lin, Lookup, Mark, axis_digit, lin, show
+from smartmem.index.lin import LETTERS, Digit, Lin, Mark, axis_digit, lin, show
 from smartmem.index.substitute import substitute
 
 
@@ -74,10 +74,10 @@ class IndexMap:
             for c, n in zip(self.coords, shape, strict=True)
         )
 
-    def show(self, names: Sequence[str] | None = None) -> str:
-        labels = tuple(names) if names is not None else tuple("ijklmnopqrstuvwxyz")
-        text = ", ".join(show(c, labels) for c in self.coords)
-        guards = " and ".join(f"0 <= {show(g.lin, labels)} < {g.ext}" for g in self.guards)
+    def show(self, names: Sequence[str] = LETTERS) -> str:
+        """The coordinates in ordinary notation: ``[i//4, i%4 - 1] if 0 <= i%4 - 1 < 2``."""
+        text = ", ".join(show(c, names, self.domain) for c in self.coords)
+        guards = " and ".join(f"0 <= {show(g.lin, names, self.domain)} < {g.ext}" for g in self.guards)
         return f"[{text}]" + (f" if {guards}" if guards else "")
 
 
@@ -89,7 +89,9 @@ def evaluate(value: Lin, coordinate: Sequence[Any], lookup: Callable[[str, tuple
     return result
 
 
-def _evaluate_digit(digit: Digit, coordinate: Sequence[Any], lookup: Callable[[str, tuple[Any, ...]], Any] | None) -> Any:
+def _evaluate_digit(
+    digit: Digit, coordinate: Sequence[Any], lookup: Callable[[str, tuple[Any, ...]], Any] | None
+) -> Any:
     axis = digit.axis
     if isinstance(axis, int):
         base = coordinate[axis]
@@ -99,7 +101,7 @@ def _evaluate_digit(digit: Digit, coordinate: Sequence[Any], lookup: Callable[[s
         assert lookup is not None, f"no tensor to look up {axis.tensor} in"
         entry = lookup(axis.tensor, tuple(evaluate(i, coordinate, lookup) for i in axis.index))
         base = np.clip(np.where(entry < 0, entry + axis.ext, entry), 0, axis.ext - 1)
-    return (base // digit.lo) % digit.ext if not isinstance(axis, int) or digit.lo != 1 else base % digit.ext
+    return base // digit.lo % digit.ext
 
 
 def invert(index: IndexMap, shape: tuple[int, ...]) -> IndexMap | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from smartmem.index.lin import Digit, Lin, Lookup, Mark, axis_digit, lin
 from smartmem.index.substitute import substitute
@@ -61,7 +62,7 @@ def refine(extents: Sequence[int], lins: Sequence[Lin], weights: Sequence[int] |
     for axis, cuts in enumerate(wanted):
         chain = _heaviest_chain(cuts)
         value = Lin()
-        for low, high in reversed(list(zip(chain, chain[1:], strict=False))):
+        for low, high in reversed(list(pairwise(chain))):
             value = value + axis_digit(len(new_extents), high // low) * low
             new_extents.append(high // low)
             origin.append(axis)

@@ -23,18 +23,20 @@ def permute(shape: Sequence[int], perm: Sequence[int]) -> IndexMap:
     return IndexMap(out, tuple(coords))
 
 
-def strided_slice(shape: Sequence[int], starts: Sequence[int], lengths: Sequence[int], steps: Sequence[int]) -> IndexMap:
+def strided_slice(
+    shape: Sequence[int], starts: Sequence[int], lengths: Sequence[int], steps: Sequence[int]
+) -> IndexMap:
     """``out[k] = in[start + step*k]`` on every axis; negative steps reverse."""
-    coords = tuple(axis_digit(a, n) * step + start for a, (n, start, step) in enumerate(zip(lengths, starts, steps, strict=True)))
+    coords = tuple(
+        axis_digit(a, n) * step + start for a, (n, start, step) in enumerate(zip(lengths, starts, steps, strict=True))
+    )
     return IndexMap(tuple(lengths), coords)
 
 
 def expand(shape: Sequence[int], out_shape: Sequence[int]) -> IndexMap:
     """numpy broadcasting of `shape` to `out_shape`: an expanded axis is not read from."""
     lead = len(out_shape) - len(shape)
-    coords = tuple(
-        axis_digit(lead + a, n) if n == out_shape[lead + a] else Lin() for a, n in enumerate(shape)
-    )
+    coords = tuple(axis_digit(lead + a, n) if n == out_shape[lead + a] else Lin() for a, n in enumerate(shape))
     return IndexMap(tuple(out_shape), coords)
 
 

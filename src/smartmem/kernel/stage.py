@@ -19,7 +19,7 @@ import numpy as np
 from smartmem.index.lin import Lin, Lookup, axis_digit, pseudo_axes
 from smartmem.index.map import Guard, IndexMap
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Choose, DType, Expr, Iota, Load, iota, load, loads, rebuild, walk
+from smartmem.kernel.expr import Alu, Choose, DType, Expr, Iota, Load, iota, load, loads, rebuild, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,14 @@ class Stage:
     def is_view(self) -> bool:
         """Whether the body is a bare load: a layout operator."""
         return not self.reduce and isinstance(self.body, Load) and self.body.dtype == self.dtype
+
+    @property
+    def is_movement(self) -> bool:
+        """Whether it only moves data: a view, or loads and constants chosen by guards (Concat, Pad)."""
+        if self.is_view:
+            return True
+        chosen = isinstance(self.body, Choose) and not self.reduce
+        return chosen and not any(isinstance(node, (Alu, Iota)) for node in walk(self.body))
 
     @property
     def size(self) -> int:
@@ -125,7 +133,7 @@ class Kernel:
     @property
     def is_copy(self) -> bool:
         """Whether the kernel only moves data."""
-        return all(stage.is_view for stage in self.stages)
+        return all(stage.is_movement for stage in self.stages)
 
 
 def tensors_read(body: Expr) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from smartmem.codegen.emit import emit
+from smartmem.graph.ir import Node
 from smartmem.kernel.stage import Kernel
 from smartmem.passes.module import HostOp, Module
 from smartmem.passes.plan_memory import Lifetime, lower_bound, plan_memory
@@ -100,9 +101,25 @@ class _Slots:
 
     def host(self, step: HostOp) -> HostStep:
         node = step.node
-        inputs = tuple(-1 if v is None else self.number(v.name) for v in node.inputs)
+        inputs = tuple(self._host_inputs(node))
         outputs = tuple(-1 if v is None else self.number(v.name) for v in node.outputs)
-        return HostStep(node.describe(), node.op, node.proto, node.version, inputs, outputs, node.domain)
+        return HostStep(node.describe(), node.op, node.proto, node.version, inputs, outputs, node.domain, node.attrs)
+
+    def _host_inputs(self, node: Node) -> Iterator[int]:
+        """Slots of all operands of the ONNX node: those that the frontend baked into attributes become weights again."""
+        given = iter(node.inputs)
+        for position in range(len(node.inputs) + len(node.baked)):
+            if position not in node.baked:
+                value = next(given)
+                yield -1 if value is None else self.number(value.name)
+                continue
+            array = node.baked[position]
+            if array is None:
+                yield -1
+                continue
+            name = f"{node.name or node.output.name}.operand{position}"
+            self._packed[name] = array
+            yield self.number(name)
 
     def place(self, steps: list[NativeStep | HostStep]) -> tuple[int, int]:
         """Gives arena slots their offsets; the size of the arena and the bound no plan can beat, in bytes."""

@@ -16,8 +16,9 @@ from dataclasses import replace
 from smartmem.index.divide import divide
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.index.map import IndexMap
-from smartmem.kernel.expr import Choose, Expr, Iota, Load, choose, rebuild, walk
+from smartmem.kernel.expr import Choose, Expr, Load, choose, rebuild, walk
 from smartmem.kernel.stage import Stage, inline, tensors_read
+from smartmem.passes.classify import Output, classify
 from smartmem.passes.module import HostOp, Module, Window
 
 
@@ -35,7 +36,7 @@ def eliminate(module: Module) -> None:
             if name in views:
                 stage = inline(stage, views[name])
         stage = replace(stage, body=fold_rolls(stage.body, module))
-        if stage.is_view or _is_choice(stage.body):
+        if classify(stage).output is Output.FIXED:
             if not stage.is_view and _store_pieces(stage, module, result):
                 continue
             views[stage.name] = stage
@@ -43,11 +44,6 @@ def eliminate(module: Module) -> None:
                 continue
         result.append(stage)
     module.steps = _without_dead(result, module)
-
-
-def _is_choice(body: Expr) -> bool:
-    """A Concat or Pad: nothing but loads and constants, chosen by guards."""
-    return isinstance(body, Choose) and all(not hasattr(node, "op") and not isinstance(node, Iota) for node in walk(body))
 
 
 def fold_rolls(body: Expr, module: Module) -> Expr:

@@ -28,6 +28,7 @@ from smartmem.schedule.roles import align_contraction, align_pointwise, factors
 
 MAX_REPEAT = 4  # a prologue may be evaluated this many times per element if it is not cheap
 CHEAP = 2
+FEW_ROWS = 16  # a row pipeline with fewer rows keeps threads waiting
 LOCAL_FLOATS = 8192  # widest local tensor that a pipeline may hold per row
 
 
@@ -246,6 +247,9 @@ def join_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
         if inverse is None:
             return f"the store of {name} has no inverse"
     lead = target.output.shape[:count]
+    size = target.output.size
+    if consumer.rows is None and math.prod(lead) < FEW_ROWS and size > FEW_ROWS * math.prod(lead) * 1024:
+        return f"{name} has too few rows to share the work of {consumer.tensor}"
     split = _split(producer, target, inverse)
     if isinstance(split, str):
         return split

@@ -11,6 +11,7 @@ from smartmem.kernel.stage import Kernel
 from smartmem.passes.lower import LAYOUT_OPERATORS
 from smartmem.passes.module import HostOp, Module
 from smartmem.runtime.artifact import Program
+from smartmem.schedule.rows import is_contraction
 
 
 def layout_fates(graph: Graph) -> dict[str, Any]:
@@ -63,11 +64,13 @@ def fill_report(program: Program, module: Module, counts: dict[str, Any]) -> Non
 
 
 def flops(kernel: Kernel) -> int:
-    """Floating-point operations: two per multiply-add of a reduction, one per operation otherwise."""
+    """Floating-point operations: two per multiply-add of a contraction, otherwise one per operation of each stage."""
     total = 0
     for stage in kernel.stages:
-        per = 1 if stage.reduce and cost(stage.body) <= 1 else 0
-        total += math.prod(stage.domain) * (cost(stage.body) + (per or (1 if stage.reduce else 0)))
+        if kernel.rows is not None and is_contraction(stage, kernel.rows):
+            total += 2 * math.prod(stage.domain)
+        else:
+            total += math.prod(stage.domain) * (cost(stage.body) + (1 if stage.reduce else 0))
     return total
 
 

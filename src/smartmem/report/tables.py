@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -22,15 +22,16 @@ def console(file: Any = None) -> Console:
     return Console(file=target, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table; columns whose title starts with ">" are aligned to the right."""
-    result = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, title_style="bold")
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Group:
+    """A table below its title; columns whose title starts with ">" are aligned to the right."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         right = column.startswith(">")
         result.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row in rows:
         result.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    return result
+    # A rich table's own title is folded to the width of the table.
+    return Group(Text(title, style="bold"), result) if title else Group(result)
 
 
 def count(number: float) -> str:

@@ -56,7 +56,10 @@ class NativeStep:
 
 @dataclass(frozen=True)
 class HostStep:
-    """One ONNX node run by the onnx package's reference operators. Absent optional operands are slot -1."""
+    """One ONNX node run by the onnx package's reference operators. Absent optional operands are slot -1.
+
+    `attrs` holds what `host.run_node` needs besides the node: captured names and opsets of control flow.
+    """
 
     label: str
     op: str
@@ -65,6 +68,7 @@ class HostStep:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     domain: str = ""
+    attrs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

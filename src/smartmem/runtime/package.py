@@ -55,6 +55,14 @@ def save(program: Program, library: Path, path: Path, features: list[str]) -> No
     Raises:
         RuntimeFailure: the file cannot be written.
     """
+    try:
+        write(program, library, path, features)
+    except OSError as error:
+        raise RuntimeFailure(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def write(program: Program, library: Path, path: Path, features: list[str]) -> None:
+    """Like `save`, with the OSError as it is."""
     code = library.read_bytes()
     report = json.dumps(program.report).encode()
     digest = _Digest()
@@ -65,15 +73,12 @@ def save(program: Program, library: Path, path: Path, features: list[str]) -> No
         "report.json": hashlib.sha256(report).hexdigest(),
     }
     text = json.dumps(_manifest(program, sums, features), indent=1).encode()
-    try:
-        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, "manifest.json", len(text), lambda file: file.write(text))
-            _add(archive, "model.so", len(code), lambda file: file.write(code))
-            weights = program.weights
-            _add(archive, _PARTS[1], tensorfile.size(weights), lambda file: tensorfile.write(weights, file))
-            _add(archive, "report.json", len(report), lambda file: file.write(report))
-    except OSError as error:
-        raise RuntimeFailure(f"{path}: cannot be written ({error.strerror or error})") from None
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "manifest.json", len(text), lambda file: file.write(text))
+        _add(archive, "model.so", len(code), lambda file: file.write(code))
+        weights = program.weights
+        _add(archive, _PARTS[1], tensorfile.size(weights), lambda file: tensorfile.write(weights, file))
+        _add(archive, "report.json", len(report), lambda file: file.write(report))
 
 
 def load(path: Path, threads: int | None = None, cache: Cache | None = None) -> Model:

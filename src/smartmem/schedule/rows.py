@@ -35,6 +35,7 @@ from smartmem.schedule.roles import expr_axes, factors
 
 _FLOAT = np.dtype(np.float32)
 TASKS = 16  # tasks wanted at least: a few per thread
+TASK_WORK = 1 << 17  # operations that are worth a task of their own
 
 
 def accepts(kernel: Kernel) -> str:
@@ -123,7 +124,7 @@ class Pipeline:
     places: dict[str, Place] = field(default_factory=dict)
     flats: dict[str, Flat] = field(default_factory=dict)
     constants: Mapping[str, np.ndarray] = field(default_factory=dict)  # type: ignore[type-arg]
-    block: int = 0
+    tiling: tiles.Tiling = field(default_factory=lambda: tiles.Tiling(1, 1, 1))
     scratch: int = 0
     support: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -157,15 +158,15 @@ def schedule(
     kernel: Kernel, storages: Mapping[str, Storage], target: Target, constants: Mapping[str, np.ndarray]  # type: ignore[type-arg]
 ) -> KernelCode:
     """C code of a kernel that `accepts` admits. `constants` gives the contents of constant tensors, for packing."""
-    pipeline = _prepare(kernel, storages, target)
-    pipeline.constants = constants
-    return _emit(pipeline)
+    return _emit(_prepare(kernel, storages, target, constants))
 
 
 # ------------------------------------------------------------------------------------------------------- analysis
 
 
-def _prepare(kernel: Kernel, storages: Mapping[str, Storage], target: Target) -> Pipeline:
+def _prepare(
+    kernel: Kernel, storages: Mapping[str, Storage], target: Target, constants: Mapping[str, np.ndarray]  # type: ignore[type-arg]
+) -> Pipeline:
     rows = kernel.rows
     assert rows is not None
     kernel = _batch_first(kernel, rows)
@@ -175,7 +176,8 @@ def _prepare(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
     for stage in stages:
         pipeline.flats[stage.name] = flatten(stage, batch, rows, pipeline.is_contraction(stage))
     pipeline.regions = _regions(pipeline)
-    pipeline.block = _block_rows(pipeline)
+    pipeline.constants = constants
+    pipeline.tiling = _tiling(pipeline)
     _place(pipeline)
     return pipeline
 
@@ -280,17 +282,30 @@ def _is_epilogue(pipeline: Pipeline, number: int) -> bool:
     )
 
 
-def _block_rows(pipeline: Pipeline) -> int:
-    """Rows per block: the A operands and local tensors of a block stay in a quarter of L2."""
+def _tiling(pipeline: Pipeline) -> tiles.Tiling:
+    """Rows per tile and tiles per block: a block's A operands and local tensors stay in half of L2.
+
+    Tall problems go in blocks of about 56 rows through all panels; low ones keep all rows together, and columns are
+    divided among tasks instead.
+    """
     contracted = pipeline.contractions()
+    height = pipeline.height
     if not contracted:
-        return min(32, pipeline.height)
+        return tiles.Tiling(height, 1, min(32, height))
+    rows = tiles.tile_rows(pipeline.target, height, max(pipeline.flats[s.name].columns for s in contracted))
+    count = -(-height // rows)
     depth = max(math.prod(s.reduce) for s in contracted)
     local = sum(pipeline.flats[s.name].columns for s in pipeline.stages[:-1] if s.shape[pipeline.rows :])
-    tile = tiles.tile_shape(pipeline.target, pipeline.height, pipeline.flats[contracted[-1].name].columns)[0]
-    budget = pipeline.target.l2 // 4 // (4 * (depth + local))
-    block = max(1, min(budget // tile, 16)) * tile
-    return min(block, -(-pipeline.height // tile) * tile)
+    fitting = pipeline.target.l2 // 2 // (4 * (depth + local)) // rows
+    wanted = -(-TALL_BLOCK // rows) if height >= TALL and not _is_attention(pipeline) else count
+    return tiles.Tiling(height, rows, max(1, min(fitting, wanted, count)))
+
+
+TALL, TALL_BLOCK = 512, 56
+
+
+def _is_attention(pipeline: Pipeline) -> bool:
+    return len(pipeline.contractions()) == 2
 
 
 def _place(pipeline: Pipeline) -> None:
@@ -304,7 +319,7 @@ def _place(pipeline: Pipeline) -> None:
             if same:
                 pipeline.places[stage.name] = Place("scalar")
             else:
-                pipeline.places[stage.name] = Place("column", pipeline.reserve(pipeline.block), 1)
+                pipeline.places[stage.name] = Place("column", pipeline.reserve(pipeline.tiling.block), 1)
             continue
         width = math.prod(stage.shape[pipeline.rows :])
         if region.contraction is not None and same:
@@ -313,7 +328,7 @@ def _place(pipeline: Pipeline) -> None:
             pipeline.places[stage.name] = Place("row", pipeline.reserve(width + 16), width)
         else:
             stride = -(-width // 16) * 16 + (16 if width % 256 < 16 and width >= 256 else 0)
-            pipeline.places[stage.name] = Place("block", pipeline.reserve(stride * pipeline.block + 16), stride)
+            pipeline.places[stage.name] = Place("block", pipeline.reserve(stride * pipeline.tiling.block + 16), stride)
 
 
 # ------------------------------------------------------------------------------------------------------- emission
@@ -321,7 +336,7 @@ def _place(pipeline: Pipeline) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """How tasks divide the work: (batch entries) x (row chunks of `chunk` rows) x (column chunks of `span` columns)."""
+    """How tasks divide the work: batch entries x chunks of `chunk` row tiles x chunks of `span` columns."""
 
     row_chunks: int
     chunk: int
@@ -330,26 +345,43 @@ class Task:
 
 
 def _tasks(pipeline: Pipeline, width: int) -> Task:
-    height, block, batches = pipeline.height, pipeline.block, pipeline.batches
+    tiling, batches = pipeline.tiling, pipeline.batches
     contracted = pipeline.contractions()
     dynamic = any(tiles.is_dynamic(s, pipeline.constants) for s in contracted)
-    work = _work(pipeline)
-    wanted = max(1, min(TASKS, work // (1 << 17)))
-    chunks = -(-height // block)
+    wanted = max(1, min(TASKS, _work(pipeline) // TASK_WORK))
+    chunks = -(-tiling.count // tiling.group)
     if dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
         chunks = 1
     elif dynamic:
-        chunks = min(chunks, max(1, -(-wanted // batches)))
-    chunk = -(-(-(-height // block)) // chunks) * block
-    chunks = -(-height // chunk)
+        chunks = min(tiling.count, max(1, -(-wanted // batches)))
+    elif not contracted:
+        chunks = min(chunks, max(1, wanted * 2))
+    chunk = -(-tiling.count // chunks)
+    if not dynamic and contracted:
+        chunk = -(-chunk // tiling.group) * tiling.group
+    chunks = -(-tiling.count // chunk)
     columns, span = 1, width
     if len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic and chunks * batches < wanted:
-        _, panel = tiles.tile_shape(pipeline.target, height, width)
-        panels = -(-width // panel)
-        columns = min(panels, -(-wanted // (chunks * batches)))
-        span = -(-panels // columns) * panel
-        columns = -(-width // span)
+        panel = tiles.tile_columns(pipeline.target, width)
+        columns, per = _column_chunks(-(-width // panel), -(-wanted // (chunks * batches)))
+        span = per * panel
     return Task(chunks, chunk, columns, span)
+
+
+def _column_chunks(panels: int, most: int) -> tuple[int, int]:
+    """An even number of chunks of nearly equal size (so that 2, 4, 8 threads share them evenly), and their panels."""
+    best = (1, panels)
+    for count in range(2, min(panels, max(most, 2)) + 1, 2):
+        per = -(-panels // count)
+        if -(-panels // per) == count and per * count <= best_waste(panels, best) and (per >= 2 or panels <= 16):
+            best = (count, per)
+    return best
+
+
+def best_waste(panels: int, best: tuple[int, int]) -> int:
+    """Most panels' worth of slots that a split may use: 1/16 more than there are panels."""
+    del best
+    return panels + max(1, panels // 16)
 
 
 def is_contraction_last(pipeline: Pipeline) -> bool:
@@ -430,7 +462,7 @@ class RowEmitter:
         """Where in scratch the run-time panels of a contraction's B lie."""
         if stage.name not in self._packed_at:
             flat, walk = self.pipeline.flats[stage.name], tiles.walk_of(self.pipeline, stage)
-            width = tiles.tile_shape(self.pipeline.target, self.pipeline.height, flat.columns)[1]
+            width = tiles.tile_columns(self.pipeline.target, flat.columns)
             self._packed_at[stage.name] = self.pipeline.reserve(-(-flat.columns // width) * width * walk.depth)
         return self._packed_at[stage.name]
 
@@ -451,17 +483,18 @@ class RowEmitter:
             if p.batches > 1:
                 inner = f"({rest})" if "/" in rest else rest
                 w.line(f"const long b = {inner if task.row_chunks == 1 else f'{inner} / {task.row_chunks}'};")
-            row = "0" if task.row_chunks == 1 else f"{f'({rest})' if '/' in rest else rest} % {task.row_chunks} * {task.chunk}"
-            w.line(f"const long low = {row};")
-            high = f"low + {task.chunk}"
-            w.line(f"const long high = {high} < {p.height} ? {high} : {p.height};")
+            chunk = "0" if task.row_chunks == 1 else f"{f'({rest})' if '/' in rest else rest} % {task.row_chunks}"
+            tiling = p.tiling
+            w.line(f"const long low = {chunk if chunk == '0' else f'{chunk} * {task.chunk}'};")
+            w.line(f"const long high = low + {task.chunk} < {tiling.count} ? low + {task.chunk} : {tiling.count};")
             if dynamic:
                 with w.block(f"if (packed != {'b' if p.batches > 1 else '0'})"):
                     for stage in dynamic:
                         tiles.emit_pack(self, stage)
                     w.line(f"packed = {'b' if p.batches > 1 else '0'};")
-            with w.loop("m0", "high", "low", p.block):
-                w.line(f"const long rows = high - m0 < {p.block} ? high - m0 : {p.block};")
+            with w.loop("g", "high", "low", tiling.group):
+                w.line(f"const long h = g + {tiling.group} < high ? g + {tiling.group} : high;")
+                w.line(f"const long m0 = {tiling.start('g')}, rows = {tiling.start('h')} - m0;")
                 for region in p.regions:
                     if region.contraction is not None:
                         tiles.emit_contraction(self, region.contraction, region.stages)

@@ -19,19 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smartmem.codegen.c_expr import Context, Emitter, Lane, c_guards
-from smartmem.codegen.c_index import c_lin
-from smartmem.index.lin import Lin, axes_of, axis_digit
+from smartmem.codegen.c_index import Axes, c_lin
+from smartmem.index.divide import divide
+from smartmem.index.lin import Digit, Lin, axes_of, axis_digit, lin
 from smartmem.index.map import Guard
 from smartmem.index.refine import refine
 from smartmem.index.substitute import substitute
 from smartmem.kernel.evaluate import evaluate_expr
-from smartmem.kernel.expr import Alu, Choose, Expr, Load, alu, load
+from smartmem.kernel.expr import Alu, Choose, Const, Expr, Load, alu, const, load
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
 from smartmem.schedule.flatten import B, K, M, N, Flat, flatten
 from smartmem.schedule.nest import map_lins
-from smartmem.schedule.roles import factors, is_padded_load
+from smartmem.schedule.roles import factors
 
 if TYPE_CHECKING:
     from smartmem.schedule.rows import Pipeline, RowEmitter
@@ -41,21 +42,59 @@ MAX_SEGMENTS = 256
 MIN_RUN = 8  # floats of A that must be contiguous for reading it in place
 
 
-def tile_shape(target: Target, height: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of the register tile: as many accumulators as registers allow, few wasted rows and columns."""
-    lanes = target.lanes
-    vectors = 1 if columns <= lanes else 2
-    most = {1: 24, 2: 12}[vectors] if target.registers >= 32 else {1: 12, 2: 6}[vectors]
-    if target.registers >= 32 and lanes == 4:
-        most = {1: 16, 2: 8}[vectors]
-    most = min(most, 14)
-    if height <= most:
-        return height, vectors * lanes
-    best = min(range(most, max(most - 5, 1), -1), key=lambda r: (-(-height // r) * r * (1 + 0.01 * (most - r)), -r))
-    return best, vectors * lanes
+def tile_columns(target: Target, columns: int) -> int:
+    """Columns of the register tile: a few vectors, one where there are no more columns."""
+    if columns <= target.lanes:
+        return target.lanes
+    return target.lanes * (4 if target.lanes == 4 and target.registers >= 32 else 2)
+
+
+def tile_rows(target: Target, height: int, columns: int) -> int:
+    """Rows of the register tile: as many accumulators as registers allow, in tiles of (nearly) equal height."""
+    vectors = tile_columns(target, columns) // target.lanes
+    most = min(14, (target.registers - vectors - 1) // vectors)
+    return -(-height // -(-height // most))
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Rows in tiles of `rows` and `rows - 1`, the taller ones first, and tiles in blocks of `group`."""
+
+    height: int
+    rows: int
+    group: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.height // self.rows)
+
+    @property
+    def tall(self) -> int:
+        """How many tiles have `rows` rows; the others have one row less."""
+        return self.height - self.count * (self.rows - 1)
+
+    @property
+    def block(self) -> int:
+        """Most rows of a block."""
+        return self.group * self.rows
+
+    def start(self, tile: str) -> str:
+        """First row of a tile, as C."""
+        if self.tall == self.count:
+            return f"{tile} * {self.rows}" if self.rows > 1 else tile
+        return f"({tile} * {self.rows - 1} + ({tile} < {self.tall} ? {tile} : {self.tall}))"
 
 
 # ------------------------------------------------------------------------------------------------------ operand A
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One source of A: `tensor` at `address` where `guards` hold (all over the flat axes of the walk)."""
+
+    guards: tuple[Guard, ...]
+    tensor: str
+    address: Lin
 
 
 @dataclass(frozen=True)
@@ -66,15 +105,14 @@ class Walk:
         segments: extents of the segment axes, outermost first; flat axes K, K+1, ...
         run: extent of the contiguous axis, the last flat axis.
         axes: each reduce axis of the stage as a Lin over the segment axes and the run.
-        address: of A over the flat axes.
-        guards: of A over the flat axes; none depends on the run.
+        branches: where A lies, the first whose guards hold (none depends on the run); zeros where none does. Several
+            branches are a Concat along the reduction that was never made.
     """
 
     segments: tuple[int, ...]
     run: int
     axes: tuple[Lin, ...]
-    address: Lin
-    guards: tuple[Guard, ...]
+    branches: tuple[Branch, ...]
 
     @property
     def count(self) -> int:
@@ -85,37 +123,70 @@ class Walk:
         return self.count * self.run
 
 
-def walk_operand(flat: Flat, address: Lin, guards: tuple[Guard, ...]) -> Walk | None:
-    """The walk over A whose element is at `address` under `guards`, or None if it has no contiguous axis."""
+def walk_operand(flat: Flat, branches: list[Branch]) -> Walk | None:
+    """The walk over A given by `branches`, or None if it has no contiguous axis."""
     reduce = flat.extents[K:]
-    asks = [_reduce_only(v) for v in (address, *(g.lin for g in guards))]
-    refined = refine((1, 1, 1, *reduce), [Lin(0, tuple((s, d) for s, d in v.terms)) for v in asks])
-    sub = [(k, n) for k, (n, o) in enumerate(zip(refined.extents, refined.origin, strict=True)) if o >= K]
-    keep = (axis_digit(B, flat.extents[B]), axis_digit(M, flat.extents[M]), axis_digit(N, flat.extents[N]))
-    moved = substitute(address, (*keep, *refined.axes[K:]), flat.extents)
+    asks = [_reduce_only(v) for b in branches for v in (b.address, *(g.lin for g in b.guards))]
+    for branch in branches:
+        for guard in branch.guards:
+            asks += _cuts(guard, flat.extents)
+    refined = refine((1, 1, 1, *reduce), asks)
+    sub = [n for n, o in zip(refined.extents, refined.origin, strict=True) if o >= K]
     # refine numbers the sub-axes from 0 (extent-1 axes leave none): renumber them behind the flat axes
-    number = {k: K + position for position, (k, _) in enumerate(sub)}
+    number = {k: K + k for k in range(len(sub))}
     axes = tuple(_renumbered(a, number) for a in refined.axes[K:])
-    moved = substitute(address, (*keep, *axes), flat.extents)
-    moved_guards = tuple(Guard(substitute(g.lin, (*keep, *axes), flat.extents), g.ext) for g in guards)
-    run = None
-    for stride, digit in moved.terms:
-        if stride == 1 and isinstance(digit.axis, int) and digit.axis >= K and digit.lo == 1:
-            extent = sub[digit.axis - K][1]
-            others = sum(1 for _, d in moved.terms if digit.axis in set(axes_of(Lin(0, ((1, d),)))))
-            if digit.ext == extent and others == 1:
-                run = digit.axis
-    if run is None or any(run in set(axes_of(g.lin)) for g in moved_guards):
+    lead = (axis_digit(B, flat.extents[B]), axis_digit(M, flat.extents[M]), axis_digit(N, flat.extents[N]))
+    full = (*lead, *axes)
+    for run in reversed(range(len(sub))):
+        moved = _along_run(branches, full, flat.extents, K + run, sub[run])
+        if moved is not None:
+            break
+    else:
         return None
-    order = [K + k for k in range(len(sub)) if K + k != run] + [run]
-    place = {axis: K + position for position, axis in enumerate(order)}
-    extents = [sub[axis - K][1] for axis in order]
+    order = [k for k in range(len(sub)) if k != run] + [run]
+    place = {K + k: K + position for position, k in enumerate(order)}
     return Walk(
-        tuple(extents[:-1]), extents[-1],
+        tuple(sub[k] for k in order[:-1]), sub[run],
         tuple(_renumbered(a, place) for a in axes),
-        _renumbered(moved, place),
-        tuple(Guard(_renumbered(g.lin, place), g.ext) for g in moved_guards),
+        tuple(
+            Branch(
+                tuple(Guard(_renumbered(g.lin, place), g.ext) for g in b.guards), b.tensor, _renumbered(b.address, place)
+            )
+            for b in moved
+        ),
     )  # fmt: skip
+
+
+def _along_run(
+    branches: list[Branch], axes: tuple[Lin, ...], extents: tuple[int, ...], run: int, length: int
+) -> list[Branch] | None:
+    """The branches over refined axes if axis `run` is contiguous in all of them and no guard depends on it."""
+    moved: list[Branch] = []
+    for branch in branches:
+        address = substitute(branch.address, axes, extents)
+        uses = [(s, d) for s, d in address.terms if run in set(axes_of(Lin(0, ((1, d),))))]
+        if len(uses) != 1 or uses[0][0] != 1 or uses[0][1].axis != run or uses[0][1].lo != 1 or uses[0][1].ext != length:
+            return None
+        guards = []
+        for guard in branch.guards:
+            value, ext = substitute(guard.lin, axes, extents), guard.ext
+            if run in set(axes_of(value)) and ext % length == 0:  # 0 <= length*q + r < length*e  ->  0 <= q < e
+                value, ext = divide(value, length)[0], ext // length
+            if run in set(axes_of(value)):
+                return None
+            guards.append(Guard(value, ext))
+        moved.append(Branch(tuple(guards), branch.tensor, address))
+    return moved
+
+
+def _cuts(guard: Guard, extents: tuple[int, ...]) -> list[Lin]:
+    """Cuts that make a guard on one whole reduce axis (a piece of a Concat) a guard on its upper digit."""
+    terms = guard.lin.terms
+    if len(terms) != 1 or terms[0][0] != 1 or not isinstance(terms[0][1].axis, int) or terms[0][1].axis < K:
+        return []
+    axis = terms[0][1].axis
+    size = math.gcd(guard.lin.offset, guard.ext, extents[axis])
+    return [lin(0, ((1, Digit(axis, 1, size)),))] if 1 < size < extents[axis] else []
 
 
 def _reduce_only(value: Lin) -> Lin:
@@ -134,26 +205,34 @@ def _operands(flat: Flat) -> tuple[Expr, Expr]:
     return a, b
 
 
-def _split_guards(a: Expr) -> tuple[tuple[Guard, ...], Load] | None:
-    if isinstance(a, Choose) and is_padded_load(a):
-        assert isinstance(a.then, Load)
-        return a.guards, a.then
-    return ((), a) if isinstance(a, Load) else None
+def _a_branches(
+    a: Expr, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int
+) -> list[Branch] | None:
+    """Operand A as a chain of guarded loads that ends in zero or in a load, or None if it is computed."""
+    from smartmem.schedule.rows import flat_address
+
+    branches: list[Branch] = []
+    node, guards = a, ()  # type: tuple[Expr, tuple[Guard, ...]]
+    while True:
+        if isinstance(node, Choose) and isinstance(node.then, Load):
+            guards, access, node = node.guards, node.then, node.otherwise
+        elif isinstance(node, Load):
+            guards, access, node = (), node, const(0.0)
+        elif isinstance(node, Const) and node.value == 0 and branches:
+            return branches
+        else:
+            return None
+        if access.tensor in local:
+            address = flat_address(access.index[rows:], local[access.tensor])
+        else:
+            address = storages[access.tensor].at(access.index)
+        branches.append(Branch(guards, access.tensor, address))
 
 
 def _a_walk(flat: Flat, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int) -> Walk | None:
     """The walk over operand A, from memory or from a local tensor (given by its column extents)."""
-    from smartmem.schedule.rows import flat_address
-
-    parts = _split_guards(_operands(flat)[0])
-    if parts is None:
-        return None
-    guards, access = parts
-    if access.tensor in local:
-        address = flat_address(access.index[rows:], local[access.tensor])
-    else:
-        address = storages[access.tensor].at(access.index)
-    return walk_operand(flat, address, guards)
+    branches = _a_branches(_operands(flat)[0], storages, local, rows)
+    return None if branches is None else walk_operand(flat, branches)
 
 
 def pack_operand(
@@ -260,7 +339,7 @@ def prepare_weights(pipeline: Pipeline, constants: Mapping[str, Array]) -> Packe
 def _panels(pipeline: Pipeline, stage: Stage, constants: Mapping[str, Array]) -> Array:
     """[batch][panel][k][NR], k in the order of A's walk, zero-padded to whole panels."""
     flat, walk = pipeline.flats[stage.name], walk_of(pipeline, stage)
-    width = tile_shape(pipeline.target, pipeline.height, flat.columns)[1]
+    width = tile_columns(pipeline.target, flat.columns)
     b = _operands(flat)[1]
     keep = tuple(axis_digit(k, flat.extents[k]) for k in (B, M, N))
     b = reindex(b, (*keep, *walk.axes), flat.extents)
@@ -320,7 +399,7 @@ class DirectB:
 def direct_b(pipeline: Pipeline, stage: Stage) -> DirectB | None:
     """How a dynamic B is read in place, or None if it has to be packed."""
     flat, walk = pipeline.flats[stage.name], walk_of(pipeline, stage)
-    width = tile_shape(pipeline.target, pipeline.height, flat.columns)[1]
+    width = tile_columns(pipeline.target, flat.columns)
     b = _operands(flat)[1]
     if not isinstance(b, Load) or walk.count != 1 or flat.columns % width:
         return None
@@ -347,38 +426,73 @@ def direct_b(pipeline: Pipeline, stage: Stage) -> DirectB | None:
 # ------------------------------------------------------------------------------------------------------- emission
 
 
-def tile_function(rows: int, vectors: int) -> tuple[str, str]:
-    """Name and text of the register-tile function: c[rows][vectors*SM_W] = sum over segments and k of a * b."""
-    name = f"sm_tile_{rows}x{vectors}"
+def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
+    """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
+
+    It fetches `prefetch` cache lines of what comes next per four steps of k.
+    """
+    name = f"sm_tile_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
+    fetch = f"for (int j = 0; j < {prefetch}; ++j) __builtin_prefetch(next + j * 16, 0, 2);"
+    ahead = f"""
+#pragma GCC unroll {prefetch}
+            {fetch}
+            next += {16 * prefetch};""" if prefetch else ""
+    step = f"""\
+            {{
+                f32v column[{vectors}];
+#pragma GCC unroll {vectors}
+                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load(b + j * SM_W);
+#pragma GCC unroll {rows}
+                for (int i = 0; i < {rows}; ++i) {{
+                    const f32v x = sm_splat(row[i][k]);
+#pragma GCC unroll {vectors}
+                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+                }}
+            }}"""
     text = f"""\
-/* c[{rows}][{vectors}*SM_W] = sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip` apart. */
-static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long run, const float *b,
-                                             long stride, float *c) {{
+/* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip`
+   apart, each good for k in [from, to). */
+static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long from, long to,
+                                             const float *b, long stride, float *c, int first, const float *next) {{
     f32v acc[{rows}][{vectors}];
 #pragma GCC unroll {rows}
     for (int i = 0; i < {rows}; ++i)
 #pragma GCC unroll {vectors}
         for (int j = 0; j < {vectors}; ++j) acc[i][j] = sm_splat(0.0f);
+    (void)next;
     for (long q = 0; q < segments; ++q, a += skip) {{
         const float *row[{rows}];
 #pragma GCC unroll {rows}
         for (int i = 0; i < {rows}; ++i) row[i] = a[i];
-        for (long k = 0; k < run; ++k, b += stride) {{
-            f32v column[{vectors}];
+        long k = from;
+        for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
+#pragma GCC unroll 4
+            for (int u = 0; u < 4; ++u) {{
+                f32v column[{vectors}];
 #pragma GCC unroll {vectors}
-            for (int j = 0; j < {vectors}; ++j) column[j] = sm_load(b + j * SM_W);
+                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load(b + u * stride + j * SM_W);
 #pragma GCC unroll {rows}
-            for (int i = 0; i < {rows}; ++i) {{
-                const f32v x = sm_splat(row[i][k]);
+                for (int i = 0; i < {rows}; ++i) {{
+                    const f32v x = sm_splat(row[i][k + u]);
 #pragma GCC unroll {vectors}
-                for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+                }}
             }}
         }}
+        for (; k < to; ++k, b += stride) {step}
     }}
+    if (first) {{
 #pragma GCC unroll {rows}
-    for (int i = 0; i < {rows}; ++i)
+        for (int i = 0; i < {rows}; ++i)
 #pragma GCC unroll {vectors}
-        for (int j = 0; j < {vectors}; ++j) sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j]);
+            for (int j = 0; j < {vectors}; ++j) sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j]);
+    }} else {{
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+            for (int j = 0; j < {vectors}; ++j)
+                sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j] + sm_load(c + (i * {vectors} + j) * SM_W));
+    }}
 }}
 """
     return name, text
@@ -388,7 +502,7 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
     """Packs a dynamic B of the current batch entry into panels in scratch."""
     p, w = e.pipeline, e.writer
     flat, walk = p.flats[stage.name], walk_of(p, stage)
-    width = tile_shape(p.target, p.height, flat.columns)[1]
+    width = tile_columns(p.target, flat.columns)
     lanes, columns = p.target.lanes, flat.columns
     keep = tuple(axis_digit(k, flat.extents[k]) for k in (B, M, N))
     b = reindex(_operands(flat)[1], (*keep, *walk.axes), flat.extents)
@@ -435,42 +549,106 @@ def _pack_chunk(e: RowEmitter, b: Expr, context: Context, target: str, columns: 
         w.line(f"sm_store({target}, sm_splat(0.0f));")
 
 
+K_BLOCK = 768  # steps of k that A's tile and B's panel share L1 and L2 for
+
+
 def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None:
-    """Row pointers, then panels x row tiles, each followed by the epilogue on the tile."""
+    """Row pointers, then panels x blocks of k x row tiles; the epilogue follows each tile's last block."""
     p, w = e.pipeline, e.writer
     flat, walk = p.flats[stage.name], walk_of(p, stage)
-    rows, width = tile_shape(p.target, p.height, flat.columns)
-    vectors = width // p.target.lanes
-    name, text = tile_function(rows, vectors)
-    p.support[name] = text
-    columns = flat.columns
+    width, tiling, columns = tile_columns(p.target, flat.columns), p.tiling, flat.columns
     with w.block(""):
-        table = -(-p.block // rows) * rows
+        table = tiling.block
         _row_pointers(e, stage, flat, walk, table)
-        source, stride = _b_pointer(e, stage, flat, walk, width)
-        last_stage = (epilogue or [stage])[-1] is p.stages[-1]
+        source, stride, streamed = _b_pointer(e, stage, flat, walk, width)
         start, end = "0", str(columns)
-        if last_stage and e.task.column_chunks > 1:
+        if (epilogue or [stage])[-1] is p.stages[-1] and e.task.column_chunks > 1:
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
-        w.line(f"float c[{rows * width}] __attribute__((aligned(64)));")
+        blocks = _k_blocks(walk)
+        prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed else 0
+        held = tiling.block if blocks.count > 1 else tiling.rows
+        w.line(f"float *const c = s + {p.reserve(held * width)};")
         with w.loop("n0", end, start, width):
             w.line(f"const float *const bp = {source};")
-            with w.loop("i", "rows", 0, rows):
-                w.line(f"{name}(a + i, {walk.count}, {table}, {walk.run}, bp, {stride}, c);")
-                w.line(f"const long tall = rows - i < {rows} ? rows - i : {rows};")
-                with w.loop("q", "tall"):
-                    w.line("const long r = i + q, m = m0 + r;")
-                    _epilogue_row(e, stage, epilogue, flat, columns, width)
+            if blocks.count == 1:
+                _tile_loop(e, stage, epilogue, flat, walk, blocks, stride, prefetch, width)
+            else:
+                with w.loop("kb", blocks.count):
+                    _tile_loop(e, stage, epilogue, flat, walk, blocks, stride, prefetch, width)
+
+
+@dataclass(frozen=True)
+class KBlocks:
+    """The reduction in blocks: either `segments` whole segments each, or each segment in `parts` parts of `length`."""
+
+    count: int
+    segments: int
+    parts: int
+    length: int
+
+
+def _k_blocks(walk: Walk) -> KBlocks:
+    if walk.depth <= K_BLOCK * 4 // 3:
+        return KBlocks(1, walk.count, 1, walk.run)
+    if walk.run > K_BLOCK:
+        parts = -(-walk.run // K_BLOCK)
+        length = -(-walk.run // parts // 4) * 4
+        return KBlocks(walk.count * parts, 1, parts, length)
+    segments = max(1, K_BLOCK // walk.run)
+    return KBlocks(-(-walk.count // segments), segments, 1, walk.run)
+
+
+def _tile_loop(
+    e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, walk: Walk, blocks: KBlocks, stride: int, prefetch: int,
+    width: int,
+) -> None:  # fmt: skip
+    """All row tiles of the block with one panel and one block of k."""
+    p, w = e.pipeline, e.writer
+    tiling, table = p.tiling, p.tiling.block
+    vectors = width // p.target.lanes
+    a, b, segments, first_k, last_k, first, last = "a", "bp", str(walk.count), "0", str(walk.run), "1", ""
+    if blocks.count > 1:
+        first, last = "kb == 0", f"if (kb == {blocks.count - 1})"
+        if blocks.parts > 1:
+            segment = "0" if walk.count == 1 else f"kb / {blocks.parts}"
+            part = "kb" if walk.count == 1 else f"kb % {blocks.parts}"
+            w.line(f"const long k_from = {part} * {blocks.length};")
+            w.line(f"const long k_to = k_from + {blocks.length} < {walk.run} ? k_from + {blocks.length} : {walk.run};")
+            first_k, last_k, segments = "k_from", "k_to", "1"
+            a = "a" if walk.count == 1 else f"a + {segment} * {table}"
+            b = f"bp + ({segment} * {walk.run} + k_from) * {stride}" if walk.count > 1 else f"bp + k_from * {stride}"
+        else:
+            w.line(f"const long q_from = kb * {blocks.segments};")
+            w.line(f"const long taps = {walk.count} - q_from < {blocks.segments} ? {walk.count} - q_from : {blocks.segments};")
+            segments, a, b = "taps", f"a + q_from * {table}", f"bp + q_from * {walk.run * stride}"
+    with w.loop("q", "h", "g"):
+        w.line(f"const long i = {tiling.start('q')} - m0;")
+        held = f"c + i * {width}" if blocks.count > 1 else "c"
+        ahead = f"(q - g) * {-(-blocks.length * blocks.segments // 4) * prefetch * 16}"
+        ahead = f"{b} + ({segments}) * ({last_k} - {first_k}) * {stride} + {ahead}" if prefetch else "bp"
+        w.line(f"float *const cq = {held};")
+
+        def call(rows: int) -> str:
+            name, text = tile_function(rows, vectors, prefetch)
+            p.support[name] = text
+            return f"{name}({a} + i, {segments}, {table}, {first_k}, {last_k}, {b}, {stride}, cq, {first}, {ahead});"
+
+        if tiling.tall == tiling.count:
+            w.line(f"const long height = {tiling.rows};")
+            w.line(call(tiling.rows))
+        else:
+            w.line(f"const long height = q < {tiling.tall} ? {tiling.rows} : {tiling.rows - 1};")
+            w.line(f"if (q < {tiling.tall}) {call(tiling.rows)}")
+            w.line(f"else {call(tiling.rows - 1)}")
+        with w.block(last), w.loop("y", "height"):
+            w.line("const long r = i + y, m = m0 + r;")
+            w.line("(void)m;")
+            _epilogue_row(e, stage, epilogue, flat, flat.columns, width)
 
 
 def _row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:
-    """a[segment][row]: where each row of A starts in each segment; rows past the block repeat its last one."""
-    from smartmem.schedule.rows import Place
-
+    """a[segment][row]: where each row of A starts in each segment; guarded rows start at zeros."""
     p, w = e.pipeline, e.writer
-    parts = _split_guards(_operands(flat)[0])
-    assert parts is not None
-    _, access = parts
     size = walk.count * table
     offset = p.reserve(2 * size)
     w.line(f"const float **const a = (const float **)(s + {offset});")
@@ -484,38 +662,48 @@ def _row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: in
         segment = segment * extent + axis_digit(K + k, extent)
         opened.append(w.loop(f"k{k}", extent))
         opened[-1].__enter__()
-    with w.loop("r0", table):
-        w.line("const long r = r0 < rows ? r0 : rows - 1, m = m0 + r;")
-        if access.tensor in {s.name for s in p.stages}:
-            place: Place = p.places[access.tensor]
-            base = f"s + {place.offset} + r * {place.width} + {c_lin(walk.address, axes)}"
-        else:
-            base = f"{e.pointers[access.tensor]} + {c_lin(walk.address, axes)}"
-        if walk.guards:
-            p.support[f"zeros{walk.run}"] = f"static const float sm_zeros_{walk.run}[{walk.run}];\n"
-            base = f"{c_guards(walk.guards, axes)} ? {base} : sm_zeros_{walk.run}"
-        slot = f"({c_lin(segment, axes)}) * {table} + r0" if walk.segments else "r0"
-        w.line(f"(void)m, a[{slot}] = {base};")
+    with w.loop("r", "rows"):
+        w.line("const long m = m0 + r;")
+        slot = f"({c_lin(segment, axes)}) * {table} + r" if walk.segments else "r"
+        text = _branch_pointers(e, walk, axes)
+        w.line(f"(void)m, a[{slot}] = {text};")
     for loop in reversed(opened):
         loop.__exit__(None, None, None)
 
 
-def _b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int]:
-    """C expression for panel n0 of B, and the distance between its rows."""
+def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
+    """``guards ? base + address : ... : zeros`` as a C expression."""
+    p = e.pipeline
+    text = ""
+    for branch in walk.branches:
+        if branch.tensor in {s.name for s in p.stages}:
+            place = p.places[branch.tensor]
+            base = f"s + {place.offset} + r * {place.width} + {c_lin(branch.address, axes)}"
+        else:
+            base = f"{e.pointers[branch.tensor]} + {c_lin(branch.address, axes)}"
+        if not branch.guards:
+            return text + base
+        text += f"{c_guards(branch.guards, axes)} ? {base} : "
+    p.support[f"zeros{walk.run}"] = f"static const float sm_zeros_{walk.run}[{walk.run}];\n"
+    return text + f"sm_zeros_{walk.run}"
+
+
+def _b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int, bool]:
+    """C expression for panel n0 of B, the distance between its rows, and whether it streams from memory."""
     p = e.pipeline
     size = walk.depth * width
     if stage.name in e.packed.slot:
         pointer = e.arguments.pointer(e.packed.slot[stage.name], "float")
         batches = e.packed.weights[e.packed.slot[stage.name]].shape[0]
         per_batch = f"b * {-(-flat.columns // width) * size} + " if batches > 1 else ""
-        return f"{pointer} + {per_batch}n0 / {width} * {size}", width
+        return f"{pointer} + {per_batch}n0 / {width} * {size}", width, True
     direct = direct_b(p, stage)
     if direct is None:
-        return f"s + {e.packed_offset(stage)} + n0 / {width} * {size}", width
+        return f"s + {e.packed_offset(stage)} + n0 / {width} * {size}", width, False
     context = e.context(flat, None, row="0", column="n0")
     names = {**context.axes.names, K: "0"}
     address = c_lin(direct.address, replace(context.axes, names=names, extents=(*flat.extents[:K], walk.run)))
-    return f"{e.pointers[direct.tensor]} + {address}", direct.stride
+    return f"{e.pointers[direct.tensor]} + {address}", direct.stride, False
 
 
 def _epilogue_row(e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, columns: int, width: int) -> None:
@@ -547,7 +735,7 @@ def _epilogue_chunk(
     w = e.writer
     e.values = {}
     emitter = Emitter(w, e.context(flat, lane))
-    total = emitter.name(f"sm_load(c + q * {width} + (n - n0))", stage.dtype, True)
+    total = emitter.name(f"sm_load(cq + y * {width} + (n - n0))", stage.dtype, True)
     e.values[stage.name] = total
     text = total.text
     for following in epilogue:
@@ -559,4 +747,4 @@ def _epilogue_chunk(
     e.values = {}
 
 
-__all__ = ["emit_contraction", "emit_pack", "map_lins", "pack_operand", "prepare_weights", "tile_shape"]
+__all__ = ["emit_contraction", "emit_pack", "map_lins", "pack_operand", "prepare_weights", "tile_columns"]

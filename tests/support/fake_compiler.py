@@ -1,0 +1,44 @@
+"""A compiler that knows one model, `tests.support.programs.tiny`, so that the interface is tested by itself.
+
+Model files are ONNX files of that model (`write_model`), so ONNX Runtime can run them beside smartmem.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+from tests.support.programs import REPORT, WEIGHT, tiny
+
+from smartmem.errors import ModelError
+from smartmem.runtime.artifact import Program
+
+
+def write_model(path: Path) -> Path:
+    """s = ReduceSum(Exp(x) * w)."""
+    weight = onnx.numpy_helper.from_array(WEIGHT, "w")
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    nodes = [
+        onnx.helper.make_node("Exp", ["x"], ["e"]),
+        onnx.helper.make_node("Mul", ["e", "w"], ["y"]),
+        onnx.helper.make_node("ReduceSum", ["y", "axes"], ["s"], keepdims=0),
+    ]
+    x = onnx.helper.make_tensor_value_info("x", 1, ["rows", 8])
+    s = onnx.helper.make_tensor_value_info("s", 1, ["rows"])
+    graph = onnx.helper.make_graph(nodes, "tiny", [x], [s], [weight, axes])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def build_program(model, *, shapes, level, march, progress=None) -> Program:
+    """Stands for `smartmem.compiler.build_program`."""
+    if not Path(model).is_file():
+        raise ModelError(f"{model}: no such file")
+    if progress is not None:
+        progress("passes", 1, 1)
+    program = tiny(shapes["x"][0] if shapes else 5, march)
+    program.level = level
+    program.report = {**REPORT, "level": level}
+    return program
