@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,8 +25,8 @@ from smartmem.index.lin import (
     total,
 )
 
-I, J = axis_digit(0, 12), axis_digit(1, 8)
-MARK = Mark(I + 3, 15)
+I12, J8 = axis_digit(0, 12), axis_digit(1, 8)
+MARK = Mark(I12 + 3, 15)
 
 
 def d(axis: int, lo: int, ext: int) -> Digit:
@@ -62,14 +64,14 @@ def test_normal_form(terms: tuple[Term, ...], normal: tuple[Term, ...]) -> None:
 
 
 def test_whole_marks_are_inlined() -> None:
-    assert lin(1, ((2, Digit(MARK, 1, 15)),)) == I * 2 + 7
-    assert lin(0, ((1, Digit(MARK, 1, 20)),)) == I + 3
+    assert lin(1, ((2, Digit(MARK, 1, 15)),)) == I12 * 2 + 7
+    assert lin(0, ((1, Digit(MARK, 1, 20)),)) == I12 + 3
     # only after its digits are glued
-    assert lin(0, ((4, Digit(MARK, 4, 4)), (1, Digit(MARK, 1, 4)))) == I + 3
+    assert lin(0, ((4, Digit(MARK, 4, 4)), (1, Digit(MARK, 1, 4)))) == I12 + 3
     # and what is inlined is glued and summed with the rest
     assert lin(0, ((1, Digit(MARK, 1, 15)), (-1, d(0, 1, 12)))) == constant(3)
     outer = Mark(lin(0, ((1, Digit(MARK, 5, 3)),)), 3)
-    assert lin(0, ((5, Digit(outer, 1, 3)), (1, Digit(MARK, 1, 5)))) == I + 3
+    assert lin(0, ((5, Digit(outer, 1, 3)), (1, Digit(MARK, 1, 5)))) == I12 + 3
     assert lin(0, ((1, Digit(MARK, 1, 14)),)).terms == ((1, Digit(MARK, 1, 14)),)
 
 
@@ -117,7 +119,7 @@ def _nested(value: Lin) -> bool:
     for _, digit in value.terms:
         cuts.setdefault(digit.axis, set()).update((digit.lo, digit.lo * digit.ext))
     chains = [sorted(c) for c in cuts.values()]
-    nested = all(b % a == 0 for chain in chains for a, b in zip(chain, chain[1:], strict=False))
+    nested = all(b % a == 0 for chain in chains for a, b in pairwise(chain))
     return nested and not list(pseudo_axes(value))
 
 
@@ -136,9 +138,9 @@ def test_arithmetic(data: st.DataObject) -> None:
 
 
 def test_axes() -> None:
-    value = lin(0, ((2, Digit(MARK, 3, 5)), (1, Digit(Lookup("t", (J,), 9), 1, 9)), (5, d(2, 1, 3))))
+    value = lin(0, ((2, Digit(MARK, 3, 5)), (1, Digit(Lookup("t", (J8,), 9), 1, 9)), (5, d(2, 1, 3))))
     assert set(axes_of(value)) == {0, 1, 2}
-    assert list(pseudo_axes(value)) == [MARK, Lookup("t", (J,), 9)]
+    assert list(pseudo_axes(value)) == [MARK, Lookup("t", (J8,), 9)]
     inner = lin(0, ((1, Digit(Mark(value, value.max + 1), 4, 2)),))
     assert len(list(pseudo_axes(inner))) == 3
 
@@ -148,18 +150,18 @@ def test_axes() -> None:
     [
         (constant(0), "0", "0"),
         (constant(-3), "-3", "-3"),
-        (I, "i%12", "i"),
-        (I * -1, "-(i%12)", "-i"),
-        (I * 4 + 3, "4*(i%12) + 3", "4*i + 3"),
-        (J - I + 7, "-(i%12) + j%8 + 7", "-i + j + 7"),
-        (I * 3 - J * 2 - 1, "3*(i%12) - 2*(j%8) - 1", "3*i - 2*j - 1"),
+        (I12, "i%12", "i"),
+        (I12 * -1, "-(i%12)", "-i"),
+        (I12 * 4 + 3, "4*(i%12) + 3", "4*i + 3"),
+        (J8 - I12 + 7, "-(i%12) + j%8 + 7", "-i + j + 7"),
+        (I12 * 3 - J8 * 2 - 1, "3*(i%12) - 2*(j%8) - 1", "3*i - 2*j - 1"),
         (lin(0, ((7, d(0, 4, 3)),)), "7*(i//4%3)", "7*(i//4)"),
         (lin(0, ((7, d(0, 2, 3)),)), "7*(i//2%3)", "7*(i//2%3)"),
         (lin(0, ((1, d(0, 2, 3)),)), "i//2%3", "i//2%3"),
         (lin(0, ((2, Digit(MARK, 3, 5)),)), "2*((i%12 + 3)//3)", "2*((i + 3)//3)"),
         (lin(0, ((2, Digit(MARK, 1, 5)),)), "2*((i%12 + 3)%5)", "2*((i + 3)%5)"),
-        (lin(0, ((3, Digit(Lookup("t", (I, J), 9), 1, 9)),)), "3*t[i%12, j%8]", "3*t[i, j]"),
-        (lin(0, ((1, Digit(Lookup("t", (I,), 9), 1, 3)),)), "t[i%12]%3", "t[i]%3"),
+        (lin(0, ((3, Digit(Lookup("t", (I12, J8), 9), 1, 9)),)), "3*t[i%12, j%8]", "3*t[i, j]"),
+        (lin(0, ((1, Digit(Lookup("t", (I12,), 9), 1, 3)),)), "t[i%12]%3", "t[i]%3"),
     ],
 )
 def test_show(value: Lin, bare: str, known: str) -> None:
@@ -168,8 +170,8 @@ def test_show(value: Lin, bare: str, known: str) -> None:
 
 
 def test_show_names() -> None:
-    assert show(I + J, ("row", "column"), (12, 8)) == "row + column"
-    assert show(I + J, ("row",), (12, 8)) == "row + a1"
+    assert show(I12 + J8, ("row", "column"), (12, 8)) == "row + column"
+    assert show(I12 + J8, ("row",), (12, 8)) == "row + a1"
 
 
 @settings(max_examples=150, deadline=None)
@@ -179,4 +181,6 @@ def test_show_is_an_expression_with_the_value(data: st.DataObject) -> None:
     value = data.draw(lins(extents))
     names = dict(zip("ijkl", axes_values(extents), strict=False))
     for known in (None, extents):
-        np.testing.assert_array_equal(eval(show(value, extents=known), names) + np.zeros(extents), values(value, extents))
+        np.testing.assert_array_equal(
+            eval(show(value, extents=known), names) + np.zeros(extents), values(value, extents)
+        )

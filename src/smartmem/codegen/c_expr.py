@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from smartmem.codegen.c_index import Axes, along, c_lin
+from smartmem.codegen.c_index import Axes, LookupRenderer, along, c_lin
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, Lookup
 from smartmem.index.map import Guard
-from smartmem.kernel.expr import COMPARE, Alu, Choose, Const, DType, Expr, Iota, Load, operands, walk
+from smartmem.kernel.expr import COMPARE, Alu, Choose, Const, DType, Expr, Iota, Load, loads, operands, walk
 from smartmem.layout.storage import Storage
 
 C_TYPES = {
@@ -142,7 +142,8 @@ class Emitter:
         if lane is None or along(node.lin, lane.axis, lane.extent, lane.width).uniform:
             return self.name(f"({C_TYPES[node.dtype.name]})({c_lin(node.lin, self.context.axes)})", node.dtype, False)
         step = along(node.lin, lane.axis, lane.extent, lane.width).stride
-        assert step is not None, "vector code over an irregular index value"
+        if step is None:
+            return self._per_lane(node)
         base = f"sm_splat((float)({c_lin(node.lin, self.context.axes)}))"
         return self.name(f"{base} + sm_iota_f() * sm_splat({float(step)}f)", node.dtype, True)
 
@@ -195,10 +196,12 @@ class Emitter:
     # ---------------------------------------------------------------------------------------------- structure
 
     def _choose(self, node: Choose) -> Value:
-        """A branch: guards are the same in all lanes (`lane_free` sees to that)."""
-        vector = self.context.lane is not None
+        """A branch where the guards are the same in all lanes, else one lane at a time."""
+        lane = self.context.lane
+        if lane is not None and not lane_free(node.guards, lane):
+            return self._per_lane(node)
         result = self.writer.fresh()
-        kind = ("i32v" if node.dtype == np.bool_ else "f32v") if vector else C_TYPES[node.dtype.name]
+        kind = ("i32v" if node.dtype == np.bool_ else "f32v") if lane else C_TYPES[node.dtype.name]
         self.writer.line(f"{kind} {result};")
         with self.writer.block(f"if ({c_guards(node.guards, self.context.axes)})"):
             inner = Emitter(self.writer, self.context, self.known)
@@ -208,7 +211,24 @@ class Emitter:
             inner = Emitter(self.writer, self.context, self.known)
             value = inner.value(node.otherwise)
             self.writer.line(f"{result} = {inner.as_vector(value, node.dtype)};")
-        return Value(result, vector)
+        return Value(result, lane is not None)
+
+    def _per_lane(self, node: Expr) -> Value:
+        """A vector of scalar results, one lane after the other; tensors inside the kernel are read before, as vectors."""
+        lane, axes = self.context.lane, self.context.axes
+        assert lane is not None
+        here = {id(x): self.value(x) for x in loads(node) if x.tensor in self.context.local}
+        lanes, index = self.writer.fresh("lanes"), self.writer.fresh("l")
+        is_bool = node.dtype == np.bool_
+        self.writer.line(f"{'int' if is_bool else 'float'} {lanes}[SM_W] = {{0}};")
+        known = {key: value for key, value in self.known.items() if not value.vector}
+        known |= {key: Value(f"{value.text}[{index}]") for key, value in here.items() if value.vector}
+        with self.writer.loop(index, lane.count or "SM_W"):
+            names = {**axes.names, lane.axis: f"({axes.names[lane.axis]} + {index})"}
+            inner = Emitter(self.writer, replace(self.context, axes=replace(axes, names=names), lane=None), known)
+            value = inner.value(node).text
+            self.writer.line(f"{lanes}[{index}] = {f'-({value} != 0)' if is_bool else value};")
+        return self.name(f"sm_load_i32({lanes})" if is_bool else f"sm_load({lanes})", node.dtype, True)
 
     def _alu(self, node: Alu) -> Value:
         args = [self.known[id(a)] for a in node.args]
@@ -379,10 +399,10 @@ def _cast(node: Alu, x: str) -> str:
     return f"({C_TYPES[target.name]}){x}"
 
 
-def lookup_renderer(storages: Mapping[str, Storage], pointers: Mapping[str, str], axes: Axes) -> Callable[[Lookup], str]:
+def lookup_renderer(storages: Mapping[str, Storage], pointers: Mapping[str, str]) -> LookupRenderer:
     """Renders ``tensor[index]`` wrapped (negative counts from the end) and clamped into [0, ext)."""
 
-    def render(lookup: Lookup) -> str:
+    def render(lookup: Lookup, axes: Axes) -> str:
         address = storages[lookup.tensor].at(lookup.index)
         return f"sm_index({pointers[lookup.tensor]}[{c_lin(address, axes)}], {lookup.ext})"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from smartmem.index.lin import Axis, Digit, Lin, Lookup, Mark, axes_of
 
-# Renders the entry of an integer tensor at given coordinates (C expressions) as a C expression.
-LookupRenderer = Callable[[Lookup], str]
+# Renders the entry of an integer tensor as a C expression, with the given names of loop axes.
+LookupRenderer = Callable[[Lookup, "Axes"], str]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _base(axis: Axis, axes: Axes) -> tuple[str, int]:
     if isinstance(axis, Mark):
         return f"({c_lin(axis.lin, axes)})", axis.ext
     assert axes.lookup is not None
-    return axes.lookup(axis), axis.ext
+    return axes.lookup(axis, axes), axis.ext
 
 
 @dataclass(frozen=True)

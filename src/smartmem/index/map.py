@@ -68,8 +68,8 @@ class IndexMap:
         return invert(self, tuple(shape))
 
     def in_bounds(self, shape: Sequence[int]) -> bool:
-        """Whether every unguarded coordinate is proved to lie in `shape`."""
-        return all(
+        """Whether every unguarded coordinate is proved to lie in `shape` (an empty domain has none)."""
+        return 0 in self.domain or all(
             c.within(0, n) or any(g.lin == c and g.ext <= n for g in self.guards)
             for c, n in zip(self.coords, shape, strict=True)
         )

@@ -89,6 +89,10 @@ def _digit_of(digit: Digit, axes: tuple[Lin, ...], extents: tuple[int, ...]) -> 
         base, extent = axes[axis], extents[axis]
     elif isinstance(axis, Mark):
         base, extent = _substitute(axis.lin, axes, extents), axis.ext
+        if base.min >= 0 and _signature(base) == _signature(
+            axis.lin
+        ):  # the same sum of other digits: it stays one Mark
+            return lin(0, ((1, Digit(Mark(base, extent), digit.lo, digit.ext)),))
     else:
         index = tuple(_substitute(i, axes, extents) for i in axis.index)
         return lin(0, ((1, Digit(Lookup(axis.tensor, index, axis.ext), digit.lo, digit.ext)),))
@@ -96,3 +100,25 @@ def _digit_of(digit: Digit, axes: tuple[Lin, ...], extents: tuple[int, ...]) -> 
     if digit.lo * digit.ext >= extent or quotient.within(0, digit.ext):
         return quotient
     return divide(quotient, digit.ext)[1]
+
+
+def redirect(value: Lin, tensor: str, source: str, index: Sequence[Lin], shape: Sequence[int]) -> Lin:
+    """`value` with lookups in `tensor`, a view ``tensor[a..] = source[index(a..)]`` of `shape`, made in `source`."""
+    result = Lin(value.offset)
+    for stride, digit in value.terms:
+        axis = digit.axis
+        if isinstance(axis, Mark):
+            axis = Mark(redirect(axis.lin, tensor, source, index, shape), axis.ext)
+        elif isinstance(axis, Lookup):
+            at = tuple(redirect(i, tensor, source, index, shape) for i in axis.index)
+            if axis.tensor == tensor:
+                axis = Lookup(source, tuple(substitute(i, at, shape) for i in index), axis.ext)
+            else:
+                axis = Lookup(axis.tensor, at, axis.ext)
+        result = result + lin(0, ((stride, Digit(axis, digit.lo, digit.ext)),))
+    return result
+
+
+def _signature(value: Lin) -> tuple[int, list[tuple[int, int]]]:
+    """`value` without saying which digits it is made of."""
+    return value.offset, sorted((stride, digit.ext) for stride, digit in value.terms)

@@ -18,7 +18,7 @@ import numpy as np
 
 from smartmem.index.lin import Lin, Lookup, axis_digit, pseudo_axes
 from smartmem.index.map import Guard, IndexMap
-from smartmem.index.substitute import substitute
+from smartmem.index.substitute import redirect, substitute
 from smartmem.kernel.expr import Alu, Choose, DType, Expr, Iota, Load, iota, load, loads, rebuild, walk
 
 
@@ -116,6 +116,10 @@ class Kernel:
         """Where in the stored tensor each coordinate of the last stage goes."""
         return self.output.space() if self.store is None else self.store.coords
 
+    def store_map(self) -> IndexMap:
+        """`store_coords` as a map."""
+        return IndexMap(self.output.shape, self.store_coords())
+
     def local(self) -> set[str]:
         """Names of the tensors that never leave the kernel."""
         return {stage.name for stage in self.stages[:-1]}
@@ -138,24 +142,21 @@ class Kernel:
 
 def tensors_read(body: Expr) -> list[str]:
     """Names of the tensors that an expression reads, in loads and in lookups of its indices, each once."""
-    names: dict[str, None] = {}
+    return list(dict.fromkeys([*(access.tensor for access in loads(body)), *looked_up(body)]))
 
-    def visit(value: Lin) -> None:
-        for axis in pseudo_axes(value):
-            if isinstance(axis, Lookup):
-                names[axis.tensor] = None
 
+def looked_up(body: Expr) -> list[str]:
+    """Names of the integer tensors whose entries are part of an index, each once."""
+    values: list[Lin] = []
     for node in walk(body):
         if isinstance(node, Load):
-            names[node.tensor] = None
-            for index in node.index:
-                visit(index)
+            values += node.index
         elif isinstance(node, Iota):
-            visit(node.lin)
+            values.append(node.lin)
         elif isinstance(node, Choose):
-            for guard in node.guards:
-                visit(guard.lin)
-    return list(names)
+            values += (guard.lin for guard in node.guards)
+    found = (axis.tensor for value in values for axis in pseudo_axes(value) if isinstance(axis, Lookup))
+    return list(dict.fromkeys(found))
 
 
 def reindex(body: Expr, axes: tuple[Lin, ...], extents: tuple[int, ...]) -> Expr:
@@ -172,7 +173,8 @@ def reindex(body: Expr, axes: tuple[Lin, ...], extents: tuple[int, ...]) -> Expr
 def inline(stage: Stage, producer: Stage) -> Stage:
     """`stage` with every load of `producer` replaced by the producer's body: elimination and fusion in one operation.
 
-    The producer must have no reduce axes.
+    Lookups in the producer (indices of a gather) follow it only if it is a view; others still need it in memory. The
+    producer must have no reduce axes.
     """
     assert not producer.reduce, f"{producer.name} has a reduction and cannot be inlined"
 
@@ -182,5 +184,23 @@ def inline(stage: Stage, producer: Stage) -> Stage:
         return node
 
     origin = tuple(dict.fromkeys((*producer.origin, *stage.origin)))
-    return replace(stage, body=rebuild(stage.body, leaf), origin=origin)
+    body = _follow_view(stage.body, producer) if producer.name in looked_up(stage.body) else stage.body
+    return replace(stage, body=rebuild(body, leaf), origin=origin)
 
+
+def _follow_view(body: Expr, view: Stage) -> Expr:
+    """`body` with lookups in a view made in what it views."""
+    if not view.is_view:
+        return body
+    assert isinstance(view.body, Load)
+    source, index = view.body.tensor, view.body.index
+
+    def follow(value: Lin) -> Lin:
+        return redirect(value, view.name, source, index, view.shape)
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Iota):
+            return iota(follow(node.lin), node.dtype)
+        return load(node.tensor, tuple(follow(i) for i in node.index), node.dtype)
+
+    return rebuild(body, leaf, lambda g: Guard(follow(g.lin), g.ext))

@@ -11,7 +11,7 @@ definition give it (Fixed)? Fixed means that it only moves data::
     add        x[i, j] + y[j, i]                   operands lie differently    -> ILD & Variable
 
 `TABLE` says what happens to a producer and its consumer; `remaining` applies it until nothing changes. No operator name
-occurs here. `eliminate` asks `classify(..).output`, `fuse` asks `mapping_of` and `LEGALITY`.
+occurs here. `eliminate` asks `classify(..).output`, `fuse` asks `mapping_of` and `legality`.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def remaining(stages: Iterable[Stage]) -> list[Group]:
 def _merge(first: Group, second: Group) -> tuple[Group | None, list[Group]]:
     """Applies the decision for a pair; the group that vanished, if any, and those that took it in."""
     action = decide(first.kind, second.kind).action
-    if action is Action.ELIMINATE_FIRST and len(first.after) > 1:  # every consumer computes the index itself
+    if first.kind.output is Output.FIXED and len(first.after) > 1:  # every consumer computes the index itself
         takers = list(first.after)
         for taker in takers:
             for source in first.before:
@@ -298,6 +298,7 @@ def _merge(first: Group, second: Group) -> tuple[Group | None, list[Group]]:
                 taker.before.add(source)
             taker.before.discard(first)
             taker.members += first.members
+            taker.kind, taker.mapping = combined(taker.kind, first.kind), max(taker.mapping, first.mapping)
         return first, takers
     acyclic = len(first.after) == 1 or len(second.before) == 1
     if action is Action.KEEP_BOTH or not acyclic:

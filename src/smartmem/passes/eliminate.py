@@ -32,7 +32,7 @@ def eliminate(module: Module) -> None:
             result.append(step)
             continue
         stage = step
-        for name in dict.fromkeys(access.tensor for access in stage.loads()):
+        for name in tensors_read(stage.body):
             if name in views:
                 stage = inline(stage, views[name])
         stage = replace(stage, body=fold_rolls(stage.body, module))
@@ -44,6 +44,7 @@ def eliminate(module: Module) -> None:
                 continue
         result.append(stage)
     module.steps = _without_dead(result, module)
+    module.eliminated = True
 
 
 def fold_rolls(body: Expr, module: Module) -> Expr:

@@ -22,6 +22,7 @@ from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import IndexMap
 from smartmem.kernel.expr import Choose, Expr, Iota, Load, cost, load, rebuild, walk
 from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
+from smartmem.passes.classify import Legality, Mapping, legality, mapping_of
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule import nest, rows
 from smartmem.schedule.roles import align_contraction, align_pointwise, factors
@@ -192,21 +193,39 @@ class _Fuser:
             return
         for kernel in self.kernels:
             for user in self.consumers.get(kernel.tensor, []) if isinstance(kernel, Kernel) else []:
+                first, second = _mapping(kernel), _mapping(user)
                 self.module.apart.append(
-                    {"first": _title(kernel), "second": _title(user), "reason": self._why(kernel, user)}
+                    {
+                        "first": _title(kernel),
+                        "second": _title(user),
+                        "reason": self._why(kernel, user),
+                        "mapping": f"{first} -> {second}",
+                    }
                 )
 
     def _why(self, producer: Kernel | HostOp, consumer: Kernel | HostOp) -> str:
         if isinstance(producer, HostOp) or isinstance(consumer, HostOp):
             return "one of them runs on the host"
         if producer.tensor in self.pinned:
-            return f"{producer.tensor} must lie in memory"
-        if len(self.consumers.get(producer.tensor, [])) > 1:
-            return f"{producer.tensor} has several consumers"
+            return f"its result must lie in memory: {self._why_pinned(producer.tensor)}"
+        if len(readers := self.consumers.get(producer.tensor, [])) > 1:
+            return f"its result is read by {len(readers)} kernels"
         joined = join_rows(producer, consumer)
-        if isinstance(joined, str):
-            return joined
-        return schedulable(joined, set(self.module.constants)) or "fusing would repeat work"
+        reason = joined if isinstance(joined, str) else schedulable(joined, set(self.module.constants))
+        if legality(mapping_of(producer.stages), mapping_of(consumer.stages)) is Legality.ROWS:
+            return f"both are many-to-many: {reason or 'no schedule takes the row pipeline'}"
+        return reason or "fusing would repeat work"
+
+    def _why_pinned(self, tensor: str) -> str:
+        if any(value.name == tensor for value in self.module.outputs):
+            return "it is an output of the model"
+        if tensor in self.module.windows:
+            return f"it is a piece of {self.module.windows[tensor].parent}"
+        if any(window.parent == tensor for window in self.module.windows.values()):
+            return "several kernels store into it"
+        if any(isinstance(reader, HostOp) for reader in self.consumers.get(tensor, [])):
+            return "a host operator reads it"
+        return "its entries are indices"
 
 
 def schedulable(kernel: Kernel, constants: set[str]) -> str:
@@ -245,7 +264,7 @@ def join_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
     if producer.store is not None:
         inverse = producer.store.inverse(producer.shape)
         if inverse is None:
-            return f"the store of {name} has no inverse"
+            return "the view in its store has no inverse"
     lead = target.output.shape[:count]
     size = target.output.size
     if consumer.rows is None and math.prod(lead) < FEW_ROWS and size > FEW_ROWS * math.prod(lead) * 1024:
@@ -255,7 +274,7 @@ def join_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
         return split
     row_axes, row_values = split
     if math.prod(lead) > math.prod(producer.output.shape[a] for a in row_axes):
-        return f"{name} would be computed again for rows that share it"
+        return "it would be computed again for rows that share it"
     order = [*row_axes, *(a for a in range(len(producer.output.shape)) if a not in row_axes)]
     stages = _at_rows(producer, order, len(row_axes), row_values, lead)
     if isinstance(stages, str):
@@ -286,18 +305,18 @@ def _with_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
     if consumer.rows is not None:
         return consumer
     if len(consumer.stages) != 1:
-        return f"{consumer.tensor} is no row pipeline"
+        return "the second computes no rows"
     stage = consumer.output
     if stage.reduce:
         if stage.combine not in ("sum", "prod", "max", "min"):
-            return f"{stage.combine} is no row reduction"
+            return f"the second reduces by {stage.combine}, which no row pipeline does"
         return Kernel(consumer.stages, consumer.tensor, consumer.shape, consumer.store, len(stage.shape))
     inverse = producer.store.inverse(producer.shape) if producer.store else None
     if producer.store and inverse is None:
-        return f"the store of {producer.tensor} has no inverse"
+        return "the view in its store has no inverse"
     row_count = producer.rows if producer.rows is not None else len(producer.output.shape)
     if producer.rows is None and len(producer.stages) > 1:
-        return f"{producer.tensor} is no row pipeline"
+        return "the first computes no rows"
     values = [v for x in stage.loads() if x.tensor == producer.tensor for v in _aligned_index(x, producer, inverse)[:row_count]]
     aligned = align_pointwise(stage, tuple(values))
     store = aligned.store.then(consumer.store) if consumer.store else aligned.store
@@ -314,7 +333,7 @@ def _split(producer: Kernel, consumer: Kernel, inverse: IndexMap | None) -> tupl
     if fixed is None and (len(producer.stages) > 1 or producer.output.reduce):
         fixed = rank if nest.accepts(producer) else None
         if fixed is None:
-            return f"{producer.tensor} is no row pipeline"
+            return "the first computes no rows"
     row_axes: list[int] = []
     values: list[Lin] = []
     for axis in range(rank):
@@ -323,11 +342,11 @@ def _split(producer: Kernel, consumer: Kernel, inverse: IndexMap | None) -> tupl
         is_row = axis < fixed if fixed is not None else bool(used) and max(used) < count
         if is_row:
             if len(seen) != 1 or (used and max(used) >= count):
-                return f"the rows of {producer.tensor} are not rows of {consumer.tensor}"
+                return "the rows of the first are not rows of the second"
             row_axes.append(axis)
             values.append(next(iter(seen)))
         elif used and min(used) < count:
-            return f"a column of {producer.tensor} depends on the rows of {consumer.tensor}"
+            return "a column of the first depends on the rows of the second"
     return row_axes, values
 
 
@@ -343,9 +362,9 @@ def _at_rows(
         axes_order = order if whole else list(range(len(stage.shape)))
         own_rows = row_count if whole or producer.rows is not None else len(stage.shape)
         if not whole and producer.rows is None:
-            return f"{stage.name} has other axes than {producer.tensor}"
+            return "the stages of the first have different axes"
         if producer.rows is not None and not whole and axes_order[:row_count] != order[:row_count]:
-            return f"{stage.name} has other rows than {producer.tensor}"
+            return "the stages of the first have different rows"
         columns = axes_order[own_rows:]
         shape = (*lead, *(stage.shape[a] for a in columns))
         axes: list[Lin] = [Lin()] * len(stage.domain)
@@ -381,7 +400,9 @@ def _kernel(stage: Stage, constants: set[str]) -> Kernel:
 
 
 def _is_pointwise(kernel: Kernel) -> bool:
-    return len(kernel.stages) == 1 and not kernel.output.reduce and kernel.store is None
+    """One stage of any mapping type but many-to-many: it can be computed wherever its result is loaded."""
+    single = len(kernel.stages) == 1 and kernel.store is None
+    return single and mapping_of(kernel.output) is not Mapping.MANY_TO_MANY
 
 
 def _reads(step: Kernel | HostOp) -> list[str]:
@@ -390,6 +411,10 @@ def _reads(step: Kernel | HostOp) -> list[str]:
 
 def _writes(step: Kernel | HostOp) -> list[str]:
     return [step.tensor] if isinstance(step, Kernel) else step.writes()
+
+
+def _mapping(step: Kernel | HostOp) -> str:
+    return str(mapping_of(step.stages)) if isinstance(step, Kernel) else "host"
 
 
 def _title(step: Kernel | HostOp) -> str:

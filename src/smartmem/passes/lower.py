@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 
-from smartmem.graph.ir import Graph, Node
+import math
+
+from smartmem.graph.ir import Graph, Node, Operator
 from smartmem.kernel.definitions import definition, definition_of
+from smartmem.kernel.evaluate import evaluate_stage
 from smartmem.kernel.expr import load
-from smartmem.kernel.stage import Stage
+from smartmem.kernel.stage import Stage, tensors_read
 from smartmem.passes.module import Fate, HostOp, Module
 
 # Operators that only move data; how the report names "layout operators". Behaviour never depends on this list: what is
@@ -15,6 +18,9 @@ LAYOUT_OPERATORS = frozenset(
     "Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Concat Expand Tile Pad Gather GatherElements GatherND "
     "DepthToSpace SpaceToDepth Identity CenterCropPad".split()
 )
+
+
+FOLD_LIMIT = 1 << 20  # elements of a stage that is worth computing at compile time
 
 
 def lower(graph: Graph) -> Module:
@@ -31,14 +37,50 @@ def lower(graph: Graph) -> Module:
             for name, data in found.constants.items():
                 module.constants[name] = data
                 module.types[name] = (data.shape, data.dtype)
-        if node.op in LAYOUT_OPERATORS:
-            shape = node.output.shape or ()
-            module.fates[node.name] = Fate(node.name, node.op, shape, "host" if found is None else "")
+        module.operators[node.name] = node.op
+    module.definitions = {step.name: step for step in module.steps if isinstance(step, Stage)}
+    module.fates = _fates(graph)
+    _fold_constant_stages(module)
     for step in module.steps:
         if isinstance(step, Stage):
             module.types[step.name] = (step.shape, step.dtype)
     _copy_passthrough_outputs(module)
+    module.definitions |= {step.name: step for step in module.steps if isinstance(step, Stage)}
     return module
+
+
+def _fold_constant_stages(module: Module) -> None:
+    """Small stages that read nothing but constants (the scale of a BatchNormalization) are computed now."""
+    outputs = {v.name for v in module.outputs}
+    kept: list[Stage | HostOp] = []
+    for step in module.steps:
+        if (
+            isinstance(step, Stage)
+            and step.name not in outputs
+            and math.prod(step.domain) <= FOLD_LIMIT
+            and all(name in module.constants for name in tensors_read(step.body))
+        ):
+            module.constants[step.name] = evaluate_stage(step, module.constants)
+            module.types[step.name] = (step.shape, step.dtype)
+        else:
+            kept.append(step)
+    module.steps = kept
+
+
+def operators_of(graph: Graph) -> list[Operator]:
+    """The operators of the model file; for a graph that did not come from one, its nodes."""
+    return graph.operators or [Operator(node.name, node.op, node.outputs[0] and node.outputs[0].shape) for node in graph.nodes]
+
+
+def _fates(graph: Graph) -> dict[str, Fate]:
+    """A fate for each layout operator of the model, "" where `trace` finds it out."""
+    return {
+        operator.name: Fate(
+            operator.name, operator.op, operator.shape or (), "folded" if operator.removed else "", [], operator.removed
+        )
+        for operator in operators_of(graph)
+        if operator.op in LAYOUT_OPERATORS
+    }
 
 
 def _why_host(node: Node) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from smartmem.graph.ir import Node, Value
 from smartmem.index.map import IndexMap
 from smartmem.kernel.expr import DType
-from smartmem.kernel.stage import Kernel, Stage
+from smartmem.kernel.stage import Kernel, Stage, looked_up
 from smartmem.layout.storage import Storage
 
 
@@ -42,8 +42,9 @@ class Fate:
 
     Attributes:
         op, node, shape: the operator, its node name and output shape.
-        fate: "load" (in its consumers' loads), "store" (in a producer's store), "folded" (a constant), "copy", "host".
-        places: dicts of kernel, access, tensor, before, after.
+        fate: "load" (in its consumers' loads), "store" (in a producer's store), "folded" (nothing is left to compute),
+            "copy", "host".
+        places: dicts of kernel, access ("load" or "store"), tensor, before, after; see `trace`.
         reason: why it is a copy, or a remark.
     """
 
@@ -70,6 +71,9 @@ class Module:
         storages: where each tensor lies; made by `select_layout`.
         nodes: operators of the input graph.
         fates: of its layout operators, by node name.
+        definitions: the stages as `lower` made them, by tensor: what each operator is on its own.
+        operators: operator type by node name.
+        eliminated: whether `eliminate` has run.
         apart: pairs of kernels that stay apart, with the reason.
         layouts: what `select_layout` chose, for the report.
     """
@@ -85,15 +89,24 @@ class Module:
     storages: dict[str, Storage] = field(default_factory=dict)
     nodes: int = 0
     fates: dict[str, Fate] = field(default_factory=dict)
+    definitions: dict[str, Stage] = field(default_factory=dict)
+    operators: dict[str, str] = field(default_factory=dict)
+    eliminated: bool = False
     apart: list[dict[str, str]] = field(default_factory=list)
     layouts: list[dict[str, Any]] = field(default_factory=list)
 
     def pinned(self) -> set[str]:
-        """Tensors that must lie in memory whatever fusion does: outputs, pieces of others, operands of host steps."""
+        """Tensors that must lie in memory whatever fusion does.
+
+        These are outputs, pieces of others, operands of host steps and tensors whose entries are part of an index.
+        """
         names = {v.name for v in self.outputs} | set(self.windows) | {w.parent for w in self.windows.values()}
         for step in (*self.steps, *self.kernels):
             if isinstance(step, HostOp):
                 names |= {*step.reads(), *step.writes()}
+                continue
+            for stage in step.stages if isinstance(step, Kernel) else [step]:
+                names |= set(looked_up(stage.body))
         return names
 
     def shape(self, tensor: str) -> tuple[int, ...]:

@@ -21,8 +21,9 @@ from smartmem.passes.eliminate import eliminate
 from smartmem.passes.fuse import fuse
 from smartmem.passes.lower import lower
 from smartmem.passes.module import Module
-from smartmem.passes.prove import prove
+from smartmem.passes.prove import prove, prove_order
 from smartmem.passes.select_layout import select_layout
+from smartmem.passes.trace import trace
 
 LEVELS = ("naive", "fuse", "eliminate", "layout", "full")
 
@@ -41,6 +42,7 @@ def run_passes(graph: Graph, level: str) -> Module:
     passes.append(("fuse", lambda m: fuse(m, within_operators=rank < LEVELS.index("fuse"))))
     passes.append(("select_layout", lambda m: select_layout(m, choose=rank >= LEVELS.index("layout"))))
     passes.append(("prove", _prove_all))
+    passes.append(("trace", trace))
     for name, run in passes:
         instrument(name, lambda run=run: run(module))  # type: ignore[misc]
         instrument.dump(name, module)
@@ -48,6 +50,7 @@ def run_passes(graph: Graph, level: str) -> Module:
 
 
 def _prove_all(module: Module) -> None:
+    prove_order(module)
     for kernel in module.kernels:
         if isinstance(kernel, Kernel):
             prove(kernel, module)

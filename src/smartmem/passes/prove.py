@@ -1,5 +1,7 @@
 """The bounds proof: every load and store of every kernel lies inside its tensor, or the kernel is a compiler error.
 
+And every tensor that a step reads was written by a step before it (`prove_order`).
+
 Per coordinate, in order: the bounds of its Lin; a guard that says exactly this; the value at every coordinate of the
 axes involved, under the guards (exhaustive, so still a proof).
 """
@@ -18,7 +20,7 @@ from smartmem.index.lin import Lin, Lookup, axes_of, pseudo_axes, show
 from smartmem.index.map import Guard, evaluate
 from smartmem.kernel.expr import Choose, Expr, Load, operands
 from smartmem.kernel.stage import Kernel, Stage
-from smartmem.passes.module import Module
+from smartmem.passes.module import HostOp, Module
 
 EXHAUSTIVE = 1 << 24  # coordinates that the last resort looks at
 
@@ -34,6 +36,36 @@ class Facts:
         yield from self.holds
         for group in self.fails:
             yield from group
+
+
+def prove_order(module: Module) -> None:
+    """Raises CompilerError unless everything that a step reads was written before it, and every output is written."""
+    written = {v.name for v in module.inputs} | set(module.constants)
+    missing = {parent: {n for n, w in module.windows.items() if w.parent == parent} for parent in _parents(module)}
+    for step in module.kernels:
+        for name in step.inputs() if isinstance(step, Kernel) else step.reads():
+            if name not in written:
+                raise CompilerError(f"{_title(step)} reads {name}, which nothing has computed; please report this")
+        for name in [step.tensor] if isinstance(step, Kernel) else step.writes():
+            written.add(name)
+            while name in module.windows:  # the last piece completes the whole
+                parent = module.windows[name].parent
+                missing[parent].discard(name)
+                if missing[parent]:
+                    break
+                written.add(parent)
+                name = parent
+    for value in module.outputs:
+        if value.name not in written:
+            raise CompilerError(f"nothing computes the output {value.name}; please report this")
+
+
+def _parents(module: Module) -> set[str]:
+    return {window.parent for window in module.windows.values()}
+
+
+def _title(step: Kernel | HostOp) -> str:
+    return f"kernel {step.tensor}" if isinstance(step, Kernel) else step.node.describe()
 
 
 def prove(kernel: Kernel, module: Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from smartmem.graph.ir import Graph
 from smartmem.kernel.expr import cost
 from smartmem.kernel.stage import Kernel
-from smartmem.passes.lower import LAYOUT_OPERATORS
+from smartmem.passes.lower import LAYOUT_OPERATORS, operators_of
 from smartmem.passes.module import HostOp, Module
 from smartmem.runtime.artifact import Program
 from smartmem.schedule.rows import is_contraction
@@ -17,8 +17,8 @@ from smartmem.schedule.rows import is_contraction
 def layout_fates(graph: Graph) -> dict[str, Any]:
     """Counts of the input graph, before anything changes it."""
     return {
-        "operators": len(graph.nodes),
-        "layout_operators": sum(1 for n in graph.nodes if n.op in LAYOUT_OPERATORS),
+        "operators": len(operators_of(graph)),
+        "layout_operators": sum(1 for operator in operators_of(graph) if operator.op in LAYOUT_OPERATORS),
     }
 
 

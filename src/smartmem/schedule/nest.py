@@ -13,19 +13,47 @@ contiguous becomes the vector lane; the outer loops are the tasks that threads s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
-from smartmem.codegen.c_expr import C_TYPES, Context, Emitter, Lane, Value, c_const, lane_free, lookup_renderer, vectorizable
+from smartmem.codegen.c_expr import (
+    C_TYPES,
+    Context,
+    Emitter,
+    Lane,
+    Value,
+    c_const,
+    c_guards,
+    lane_free,
+    lookup_renderer,
+    vectorizable,
+)
 from smartmem.codegen.c_index import Axes, along, c_lin, has_division
 from smartmem.codegen.writer import Writer
-from smartmem.index.lin import Lin
+from smartmem.index.lin import Digit, Lin, Lookup, Mark, axes_of, lin
 from smartmem.index.map import Guard
 from smartmem.index.refine import merge, refine
-from smartmem.kernel.expr import Choose, DType, Expr, Iota, Load, cost, iota, load, rebuild, walk
+from smartmem.kernel.expr import (
+    Alu,
+    Choose,
+    Const,
+    DType,
+    Expr,
+    Iota,
+    Load,
+    alu,
+    choose,
+    const,
+    cost,
+    iota,
+    load,
+    rebuild,
+    walk,
+)
 from smartmem.kernel.stage import Kernel
 from smartmem.layout.storage import Storage, dense
 from smartmem.schedule.code import Arguments, KernelCode, Target
@@ -107,6 +135,17 @@ def addressed(expr: Expr, storages: Mapping[str, Storage], local: set[str]) -> E
     return rebuild(expr, leaf)
 
 
+def hoist_padding(body: Expr) -> Expr:
+    """choose(g: x, 0) * w  ->  choose(g: x * w, 0): padding adds nothing, so the whole term can be skipped."""
+    if isinstance(body, Alu) and body.op == "mul":
+        for this, other in ((0, 1), (1, 0)):
+            factor = body.args[this]
+            if isinstance(factor, Choose) and _is_zero(factor.otherwise) and body.dtype.kind == "f":
+                args = (factor.then, body.args[other]) if this == 0 else (body.args[other], factor.then)
+                return choose(factor.guards, alu("mul", *args), const(0, body.dtype))
+    return body
+
+
 def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
     """Gives each stage reduce axes of its own, then refines and merges all loops over the addresses of the accesses."""
     local, rank = kernel.local(), len(kernel.output.shape)
@@ -115,7 +154,7 @@ def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
     owner: list[int] = [-1] * rank
     for number, stage in enumerate(kernel.stages):
         moved = {rank + k: len(extents) + k for k in range(len(stage.reduce))}
-        body = addressed(stage.body, storages, local)
+        body = addressed(hoist_padding(stage.body) if stage.combine == "sum" else stage.body, storages, local)
         change = {v: _renumber(v, moved) for v in index_values(body)}
         bodies.append(map_lins(body, change))
         extents += stage.reduce
@@ -139,8 +178,6 @@ def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
 
 def _renumber(value: Lin, moved: Mapping[int, int]) -> Lin:
     """`value` with loop axes renumbered."""
-    from smartmem.index.lin import Digit, Lookup, Mark, lin
-
     terms = []
     for stride, digit in value.terms:
         axis = digit.axis
@@ -222,24 +259,19 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
         writer.line(line)
     names = {axis: f"i{axis}" for axis in range(len(nest.extents))}
     axes = Axes(names, nest.extents)
-    axes = replace(axes, lookup=lookup_renderer(storages, pointers, axes))
+    axes = replace(axes, lookup=lookup_renderer(storages, pointers))
     flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in kernel.inputs()}
     context = Context(axes, flat, pointers, lane=lane)  # loads of the nest are addresses already
-    plan = _Tasks.of(nest, kernel, lane, target)
+    jam = find_jam(nest, kernel, lane, target)
+    plan = _Tasks.of(nest, kernel, lane, jam)
     with writer.loop("t", "end", "begin"), ExitStack() as loops:
         plan.open(writer, nest, names, loops)
         if lane is None:
             _body(kernel, nest, context, writer, pointers)
+        elif jam is None:
+            _lane_loop(lane, plan, context, writer, lambda ctx: _body(kernel, nest, ctx, writer, pointers))
         else:
-            variable = names[lane.axis]
-            low, high = plan.lane_range(lane)
-            writer.line(f"long {variable} = {low};")
-            with writer.block(f"for (; {variable} + SM_W <= {high}; {variable} += SM_W)"):
-                _body(kernel, nest, context, writer, pointers)
-            if plan.has_tail(lane):
-                with writer.block(f"if ({variable} < {high})"):
-                    writer.line(f"const long count = {high} - {variable};")
-                    _body(kernel, nest, replace(context, lane=replace(lane, count="count")), writer, pointers)
+            _jam_loop(kernel, nest, jam, lane, plan, context, writer, pointers)
     family = "fallback" if lane is None else "window" if any(nest.reduces) else "pointwise"
     notes = []
     if any(has_division(v, nest.extents) for v in nest.lins()):
@@ -259,8 +291,9 @@ class _Tasks:
     tasks: int
 
     @staticmethod
-    def of(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> _Tasks:
-        loops = tuple(a for a in range(nest.space) if lane is None or a != lane.axis)
+    def of(nest: Nest, kernel: Kernel, lane: Lane | None, jam: Jam | None) -> _Tasks:
+        taken = {lane.axis if lane else -1, jam.axis if jam else -1}
+        loops = tuple(a for a in range(nest.space) if a not in taken)
         elements = math.prod(nest.extents[: nest.space])
         per_element = sum(cost(s.body) + 1 for s in kernel.stages) * max(1, *(math.prod(s.reduce) for s in kernel.stages))
         work = elements * per_element // (1 if lane is None else 4)
@@ -304,13 +337,136 @@ class _Tasks:
         return lane.extent % lane.width != 0
 
 
-def _body(kernel: Kernel, nest: Nest, context: Context, writer: Writer, pointers: Mapping[str, str]) -> None:
-    """All stages at one coordinate (or one chunk of lanes), then the store."""
-    values: dict[str, Value] = {}
+@dataclass(frozen=True)
+class Jam:
+    """A space loop whose iterations run `width` at a time, so that they share the loads that do not depend on it.
+
+    In [low, high) no guard on this axis can fail; outside iterations run one by one, guarded.
+    """
+
+    axis: int
+    width: int
+    low: int
+    high: int
+
+
+def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> Jam | None:
+    """The space loop along which a window slides, if the kernel has one reduction over a window."""
+    windows = [(b, s) for b, s, r in zip(nest.bodies, kernel.stages, nest.reduces, strict=True) if r]
+    if lane is None or len(windows) != 1 or windows[0][1].combine.startswith("arg"):
+        return None
+    body = windows[0][0]
+    guards = body.guards if isinstance(body, Choose) else ()
+    inner = body.then if isinstance(body, Choose) else body
+    if any(isinstance(n, Choose) for n in walk(inner)) or math.prod(windows[0][1].reduce) > 256:
+        return None
+    width = 8 if target.registers >= 32 else 4
+    reducing = set(range(nest.space, len(nest.extents)))
+    best: tuple[int, Jam] | None = None
+    for axis in range(nest.space):
+        strides = [s for n in walk(inner) if isinstance(n, Load) and n.index for s, d in n.index[0].terms if d.axis == axis]
+        if axis == lane.axis or not strides or nest.extents[axis] < width:
+            continue
+        low, high = 0, nest.extents[axis]
+        for guard in guards:
+            used = set(axes_of(guard.lin))
+            if axis not in used:
+                continue
+            step = along(guard.lin, axis, nest.extents[axis], 1).stride
+            if not used <= {axis} | reducing or step is None or step <= 0:
+                break
+            rest = Lin(guard.lin.offset, tuple(t for t in guard.lin.terms if t[1].axis != axis))
+            low = max(low, -(rest.min // step))
+            high = min(high, (guard.ext - 1 - rest.max) // step + 1)
+        else:
+            if high - low >= width and (best is None or min(map(abs, strides)) < best[0]):
+                best = (min(map(abs, strides)), Jam(axis, width, low, high))
+    return best[1] if best else None
+
+
+def _lane_loop(lane: Lane, plan: _Tasks, context: Context, writer: Writer, body: Callable[[Context], None]) -> None:
+    """Full vectors along the lane, then what is left of one."""
+    variable = context.axes.names[lane.axis]
+    low, high = plan.lane_range(lane)
+    writer.line(f"long {variable} = {low};")
+    with writer.block(f"for (; {variable} + SM_W <= {high}; {variable} += SM_W)"):
+        body(context)
+    if plan.has_tail(lane):
+        with writer.block(f"if ({variable} < {high})"):
+            writer.line(f"const long count = {high} - {variable};")
+            body(replace(context, lane=replace(lane, count="count")))
+
+
+def _jam_loop(
+    kernel: Kernel, nest: Nest, jam: Jam, lane: Lane, plan: _Tasks, context: Context, writer: Writer,
+    pointers: Mapping[str, str],
+) -> None:  # fmt: skip
+    """The sliding loop: `jam.width` iterations together where no guard fails, single ones at the borders."""
+    name, extent = context.axes.names[jam.axis], nest.extents[jam.axis]
+    with writer.block(f"for (long at = 0, step; at < {extent}; at += step)"):
+        inside = f"at + {jam.width} <= {jam.high}" if jam.low == 0 else f"at >= {jam.low} && at + {jam.width} <= {jam.high}"
+        writer.line(f"step = {inside} ? {jam.width} : 1;")
+        with writer.block(f"if (step == {jam.width})"):
+            _lane_loop(lane, plan, context, writer, lambda ctx: _jammed(kernel, nest, jam, ctx, writer, pointers))
+        with writer.block("else"):
+            writer.line(f"const long {name} = at;")
+            _lane_loop(lane, plan, context, writer, lambda ctx: _body(kernel, nest, ctx, writer, pointers))
+
+
+def _jammed(
+    kernel: Kernel, nest: Nest, jam: Jam, context: Context, writer: Writer, pointers: Mapping[str, str]
+) -> None:
+    """`jam.width` accumulators side by side; stages before and after the reduction one iteration at a time."""
+    name = context.axes.names[jam.axis]
+    number = next(k for k, reduces in enumerate(nest.reduces) if reduces)
+    stage, body, reduces = kernel.stages[number], nest.bodies[number], nest.reduces[number]
+    start = initial(stage.combine, stage.dtype)
+    totals = [writer.fresh("total") for _ in range(jam.width)]
+    writer.line(f"f32v {', '.join(f'{t} = sm_splat({start})' for t in totals)};")
+    with ExitStack() as loops:
+        guards = tuple(g for g in body.guards if jam.axis not in set(axes_of(g.lin))) if isinstance(body, Choose) else ()
+        pending = list(guards)
+        inner = body.then if isinstance(body, Choose) else body
+        skip = isinstance(body, Choose) and stage.combine == "sum" and _is_zero(body.otherwise)
+        bound = set(range(nest.space))
+        for axis in reduces:
+            if axis == reduces[-1] and nest.extents[axis] <= 16:
+                writer.line(f"#pragma GCC unroll {nest.extents[axis]}")
+            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis]))
+            bound.add(axis)
+            ready = tuple(g for g in pending if set(axes_of(g.lin)) <= bound)
+            pending = [g for g in pending if g not in ready]
+            if ready and skip:
+                loops.enter_context(writer.block(f"if ({c_guards(ready, context.axes)})"))
+        shared = Emitter(writer, context)
+        for node in walk(inner):
+            if isinstance(node, Load) and node.index and jam.axis not in set(axes_of(node.index[0])):
+                shared.value(node)
+        for u, total in enumerate(totals):
+            names = {**context.axes.names, jam.axis: f"(at + {u})"}
+            emitter = Emitter(writer, replace(context, axes=replace(context.axes, names=names)), shared.known)
+            value = inner if skip or not guards else choose(guards, inner, body.otherwise)  # type: ignore[union-attr]
+            text = emitter.as_vector(emitter.value(value), inner.dtype)
+            writer.line(f"{total} = {combined(stage.combine, total, text, True, stage.dtype)};")
+    kept = writer.fresh("kept")
+    writer.line(f"const f32v {kept}[{jam.width}] = {{{', '.join(totals)}}};")
+    with writer.loop("u", jam.width):
+        writer.line(f"const long {name} = at + u;")
+        _body(kernel, nest, context, writer, pointers, {stage.name: Value(f"{kept}[u]", True)})
+
+
+def _body(
+    kernel: Kernel, nest: Nest, context: Context, writer: Writer, pointers: Mapping[str, str],
+    known: Mapping[str, Value] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """All stages at one coordinate (or one chunk of lanes) but those whose values are `known`, then the store."""
+    values: dict[str, Value] = dict(known)
     local = {name: (lambda _, __, name=name: values[name]) for name in kernel.local()}
     context = replace(context, local=local)
     emitter = Emitter(writer, context)
     for stage, body, reduces in zip(kernel.stages, nest.bodies, nest.reduces, strict=True):
+        if stage.name in known:
+            continue
         if not stage.reduce:
             values[stage.name] = emitter.value(body)
         elif stage.combine.startswith("arg"):
@@ -333,7 +489,7 @@ def _reduction(
         for axis in reduces:
             loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis]))
         if isinstance(body, Choose) and combine == "sum" and _is_zero(body.otherwise):
-            loops.enter_context(writer.block(f"if ({_guards(body, context)})"))
+            loops.enter_context(writer.block(f"if ({c_guards(body.guards, context.axes)})"))
             body = body.then
         inner = Emitter(writer, context)
         value = inner.as_vector(inner.value(body), body.dtype)
@@ -342,15 +498,7 @@ def _reduction(
 
 
 def _is_zero(expr: Expr) -> bool:
-    from smartmem.kernel.expr import Const
-
     return isinstance(expr, Const) and expr.value == 0
-
-
-def _guards(node: Choose, context: Context) -> str:
-    from smartmem.codegen.c_expr import c_guards
-
-    return c_guards(node.guards, context.axes)
 
 
 def _arg_reduction(

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Context, Emitter, Lane, Value, lane_free, lookup_renderer, vectorizable
+from smartmem.codegen.c_expr import Context, Emitter, Lane, Value, c_guards, lane_free, lookup_renderer, vectorizable
 from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.codegen.writer import Writer
-from smartmem.index.lin import Lin, axes_of
-from smartmem.kernel.expr import Choose, Load, loads, walk
-from smartmem.kernel.stage import Kernel, Stage, inline, tensors_read
+from smartmem.index.lin import Lin, axes_of, axis_digit
+from smartmem.index.map import Guard
+from smartmem.kernel.expr import Choose, Const, Load, loads, walk
+from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
 from smartmem.layout.storage import Storage
 from smartmem.schedule import tiles
 from smartmem.schedule.code import Arguments, KernelCode, Target
@@ -507,7 +509,7 @@ class RowEmitter:
         for k in range(3, len(flat.extents)):
             names[k] = f"k{k - 3}"
         axes = Axes(names, flat.extents)
-        axes = replace(axes, lookup=lookup_renderer(self.pipeline.storages, self.pointers, axes))
+        axes = replace(axes, lookup=lookup_renderer(self.pipeline.storages, self.pointers))
         local = {s.name: self._reader(s) for s in self.pipeline.stages[:-1]}
         return Context(axes, self.pipeline.storages, self.pointers, local, lane)
 
@@ -585,6 +587,9 @@ class RowEmitter:
                 w.line(f"f32v {totals[stage.name]} = sm_splat({initial(stage.combine, stage.dtype)});")
         lane = Lane(N, columns, self.pipeline.target.lanes)
         if not all(self._lane_free(stage, lane) for stage in group):
+            if len(group) == 1 and self._is_packing(group[0]):
+                self._pack_row(group[0])
+                return
             with w.loop("n", columns):
                 self._element(group, totals)
             for stage in group:
@@ -602,6 +607,46 @@ class RowEmitter:
         for stage in group:
             if stage.reduce:
                 self._keep_scalar(stage, Value(f"sm_h{stage.combine}({totals[stage.name]})"))
+
+    def _is_packing(self, stage: Stage) -> bool:
+        """A padded operand copied into scratch: its guards depend on rows and columns, outside lie zeros."""
+        body = stage.body
+        zero = isinstance(body, Choose) and isinstance(body.otherwise, Const) and body.otherwise.value == 0
+        return zero and not stage.reduce and stage is not self.pipeline.stages[-1]
+
+    def _pack_row(self, stage: Stage) -> None:
+        """Loops over the column axes, guards tested as soon as their axes are known."""
+        p, w = self.pipeline, self.writer
+        place, flat = p.places[stage.name], p.flats[stage.name]
+        columns = stage.shape[p.rows :]
+        first = len(flat.extents)
+        axes = (*flat.space[: p.rows], *(axis_digit(first + k, n) for k, n in enumerate(columns)))
+        body = reindex(stage.body, axes, stage.domain)
+        assert isinstance(body, Choose)
+        base = f"{place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
+        context = self.context(replace(flat, extents=(*flat.extents, *columns)), None)
+        names = {**context.axes.names, **{first + k: f"x{k}" for k in range(len(columns))}}
+        context = replace(context, axes=replace(context.axes, names=names))
+        with w.loop("n", math.prod(columns)):
+            w.line(f"s[{base} + n] = 0.0f;")
+        pending, bound = list(body.guards), set(range(first))
+        where = flat_address(axes[p.rows :], columns)
+        with ExitStack() as loops:
+            self._test(pending, bound, context, loops)
+            for k, extent in enumerate(columns):
+                if k == len(columns) - 1 and extent <= 8:
+                    w.line(f"#pragma GCC unroll {extent}")
+                loops.enter_context(w.loop(f"x{k}", extent))
+                bound.add(first + k)
+                self._test(pending, bound, context, loops)
+            value = Emitter(w, context).value(body.then)
+            w.line(f"s[{base} + {c_lin(where, context.axes)}] = {value.text};")
+
+    def _test(self, pending: list[Guard], bound: set[int], context: Context, loops: ExitStack) -> None:
+        ready = tuple(g for g in pending if set(axes_of(g.lin)) <= bound)
+        if ready:
+            pending[:] = [g for g in pending if g not in ready]
+            loops.enter_context(self.writer.block(f"if ({c_guards(ready, context.axes)})"))
 
     def _lane_free(self, stage: Stage, lane: Lane) -> bool:
         body = self.pipeline.flats[stage.name].body

@@ -205,6 +205,10 @@ def _operands(flat: Flat) -> tuple[Expr, Expr]:
     return a, b
 
 
+def _is_zero(expr: Expr) -> bool:
+    return isinstance(expr, Const) and expr.value == 0
+
+
 def _a_branches(
     a: Expr, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int
 ) -> list[Branch] | None:
@@ -212,13 +216,17 @@ def _a_branches(
     from smartmem.schedule.rows import flat_address
 
     branches: list[Branch] = []
-    node, guards = a, ()  # type: tuple[Expr, tuple[Guard, ...]]
+    node: Expr = a
+    outer: tuple[Guard, ...] = ()
+    while isinstance(node, Choose) and _is_zero(node.otherwise) and isinstance(node.then, Choose):  # padding of a Concat
+        outer, node = (*outer, *node.guards), node.then
+    guards: tuple[Guard, ...]
     while True:
         if isinstance(node, Choose) and isinstance(node.then, Load):
             guards, access, node = node.guards, node.then, node.otherwise
         elif isinstance(node, Load):
             guards, access, node = (), node, const(0.0)
-        elif isinstance(node, Const) and node.value == 0 and branches:
+        elif _is_zero(node) and branches:
             return branches
         else:
             return None
@@ -226,7 +234,7 @@ def _a_branches(
             address = flat_address(access.index[rows:], local[access.tensor])
         else:
             address = storages[access.tensor].at(access.index)
-        branches.append(Branch(guards, access.tensor, address))
+        branches.append(Branch((*outer, *guards), access.tensor, address))
 
 
 def _a_walk(flat: Flat, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int) -> Walk | None:
