@@ -73,7 +73,7 @@ def test_compile_and_run_the_file(smartmem_cli, model_file, tmp_path):
 def test_explain(smartmem_cli, model_file):
     code, out, _ = smartmem_cli("explain", model_file)
     assert code == 0
-    assert "stays as a copy" in out
+    assert "stay as copies" in out
     code, out, _ = smartmem_cli("explain", model_file, "--json")
     report = json.loads(out)
     assert list(report["totals"]) == list(LEVELS)

@@ -103,6 +103,7 @@ def explain(
     shape: Shape = None,
     level: Level = "full",
     march: March = "native",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every layout operator on its own.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, with the totals of every level.")] = False,
 ) -> None:
     """Show where each layout operator went, the kernels, and the totals."""
@@ -126,7 +127,7 @@ def explain(
     if as_json:
         print(json.dumps(with_levels(reports[level], {name: r.get("totals", {}) for name, r in reports.items()})))
     else:
-        console().print(renderable(reports[level]))
+        console().print(renderable(reports[level], verbose))
 
 
 @app.command("compile")

@@ -24,7 +24,7 @@ from smartmem.layout.storage import Storage
 C_TYPES = {
     "float32": "float", "float64": "double", "float16": "_Float16", "int8": "int8_t", "int16": "int16_t",
     "int32": "int32_t", "int64": "int64_t", "uint8": "uint8_t", "uint16": "uint16_t", "uint32": "uint32_t",
-    "uint64": "uint64_t", "bool": "uint8_t",
+    "uint64": "uint64_t", "bool": "uint8_t", "bfloat16": "uint16_t",
 }  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def lane_free(guards: tuple[Guard, ...], lane: Lane) -> bool:
         step = along(guard.lin, lane.axis, lane.extent, lane.width).stride
         if step == 0:
             continue
-        aligned = all(s % lane.width == 0 for s, d in guard.lin.terms if d.axis != lane.axis)
+        aligned = all(s % lane.width == 0 for s, d in guard.lin.terms if d.axis != lane.axis or d.lo != 1)
         if step != 1 or not aligned or guard.lin.offset % lane.width:
             return False
         if guard.ext % lane.width and guard.lin.max >= guard.ext:
@@ -271,6 +271,8 @@ def c_const(value: float | int | bool, dtype: DType) -> str:
         text = repr(number) if dtype.itemsize == 8 else repr(float(np.float32(number)))
         text = text if "." in text or "e" in text else text + ".0"
         return f"({text}{suffix})" if number < 0 else f"{text}{suffix}"
+    if dtype.name == "bfloat16":
+        return f"({np.asarray(value, dtype).view(np.uint16)}u)"
     number = int(value)
     if dtype == np.int64:
         return f"({number + 1}ll - 1)" if number == -(2**63) else f"({number}ll)"
@@ -295,8 +297,6 @@ def vector_alu(node: Alu, x: list[str]) -> str:
     if op in ("max", "min"):
         first, second = (x[1], x[0]) if isinstance(node.args[1], Const) else (x[0], x[1])
         return f"sm_{op}({first}, {second})"
-    if op == "mod":
-        return f"{x[0]} - sm_floorv({x[0]} / {x[1]}) * {x[1]}"
     if op == "where":
         return f"sm_select{'_i' if node.dtype == np.bool_ else ''}({x[0]}, {x[1]}, {x[2]})"
     if op == "cast":
@@ -355,8 +355,6 @@ def _float_alu(node: Alu, x: list[str], suffix: str) -> str:
         return f"{x[0]} > 0 ? 1 : {x[0]} < 0 ? -1 : {x[0]}"
     if op == "recip":
         return f"1 / {x[0]}"
-    if op == "mod":
-        return f"{x[0]} - sm_floor{suffix}({x[0]} / {x[1]}) * {x[1]}"
     return f"sm_{op}{suffix}({', '.join(x)})"
 
 
@@ -379,6 +377,8 @@ def _integer_alu(op: str, x: list[str], kind: DType) -> str:
         return f"({x[0]} > 0) - ({x[0]} < 0)"
     if op == "bitwise_not":
         return f"~{x[0]}"
+    if op == "shr" and kind.kind == "i":
+        return f"sm_sar({x[0]}, {x[1]})"
     if op in ("shl", "shr"):
         return f"sm_{op}({x[0]}, {x[1]})"
     if op == "pow":
@@ -392,6 +392,10 @@ def _integer_alu(op: str, x: list[str], kind: DType) -> str:
 
 def _cast(node: Alu, x: str) -> str:
     source, target = node.args[0].dtype, node.dtype
+    if source.name == "bfloat16":
+        source, x = np.dtype(np.float32), f"sm_from_bf16({x})"
+    if target.name == "bfloat16":
+        return f"sm_to_bf16((float){x})"
     if target == np.bool_:
         return f"{x} != 0"
     if source.kind == "f" and target.kind in "iu":

@@ -233,7 +233,7 @@ class _Importer:
         )
         normalise(node, Context(self._known, self._extra_constant))
         self._finish(node)
-        removed = "its inputs are constant" if node is not (self._nodes or [None])[-1] else ""
+        removed = "" if self._nodes and self._nodes[-1] is node else "its inputs are constant"
         self._operators.append(Operator(node.name, proto.op_type, _first_shape(node), removed))
 
     def _result(self, proto: onnx.NodeProto, name: str, kind: onnx.TypeProto | None) -> Value:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from smartmem.codegen.emit import emit
-from smartmem.graph.ir import Node
+from smartmem.graph.ir import Node, Value
 from smartmem.kernel.stage import Kernel
 from smartmem.passes.module import HostOp, Module
 from smartmem.passes.plan_memory import Lifetime, lower_bound, plan_memory
@@ -42,7 +42,7 @@ def assemble(module: Module, target: Target, level: str, march: str, progress: P
     arena = slots.place(steps)
     scratch = max((code.scratch for code in codes), default=0)
     program = Program(
-        module.name, level, march, _specs(module.inputs), _specs(module.outputs), slots.slots, steps, arena[0],
+        module.name, level, march, _specs(module.inputs, module), _specs(module.outputs, module), slots.slots, steps, arena[0],
         -(-scratch // 64) * 64, slots.weights, emitted.sources,
     )  # fmt: skip
     program.report["memory"] = {
@@ -56,8 +56,8 @@ def assemble(module: Module, target: Target, level: str, march: str, progress: P
     return program
 
 
-def _specs(values: list[Any]) -> list[TensorSpec]:
-    return [TensorSpec(v.name, v.shape, v.dtype.name) for v in values]
+def _specs(values: list[Value], module: Module) -> list[TensorSpec]:
+    return [TensorSpec(module.shown(v.name), v.shape, v.dtype.name) for v in values]
 
 
 class _Slots:
@@ -94,8 +94,8 @@ class _Slots:
             self.weights[name] = np.ascontiguousarray(data)
             return Slot("weight", name, 0, data.shape, data.dtype.name)
         if any(v.name == name for v in module.outputs):
-            return Slot("output", name, 0, shape, dtype.name)
-        if shape is None:
+            return Slot("output", module.shown(name), 0, shape, dtype.name)
+        if shape is None or dtype.hasobject:
             return Slot("host", name, 0, None, dtype.name)
         return Slot("arena", name, 0, shape, dtype.name)
 

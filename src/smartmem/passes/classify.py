@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from smartmem.index.lin import Digit, Lin, Lookup, Mark
 from smartmem.kernel.expr import Load
@@ -55,7 +56,7 @@ def mapping_of_access(domain: Sequence[int], index: Sequence[Lin]) -> Mapping:
     if whole and any(extent > 1 and axis not in used for axis, extent in enumerate(domain)):
         return Mapping.ONE_TO_MANY
     order = [(digit.axis, -digit.lo) for digit in digits if isinstance(digit.axis, int)]
-    if any(first >= second for first, second in zip(order, order[1:], strict=False)):
+    if any(first >= second for first, second in pairwise(order)):
         return Mapping.SHUFFLE
     if not whole or len(index) != len(domain) or any(len(coordinate.terms) > 1 for coordinate in index):
         return Mapping.REORGANIZE
@@ -271,7 +272,8 @@ def remaining(stages: Iterable[Stage]) -> list[Group]:
 
     A view goes into its consumers (or its producer), a pair that may fuse does so if that makes no cycle: the producer
     has no other consumer, or the consumer no other producer. What is left are ILD & Variable operators with all that
-    went into them, and what has no partner at all, such as a view from a graph input to a graph output.
+    went into them, and what could join nothing: elementwise operators whose result several operators share (the
+    attention mask of all layers), and views from a graph input to a graph output.
     """
     groups = dict.fromkeys(groups_of(stages))
     work = list(groups)
@@ -303,6 +305,14 @@ def _merge(first: Group, second: Group) -> tuple[Group | None, list[Group]]:
     acyclic = len(first.after) == 1 or len(second.before) == 1
     if action is Action.KEEP_BOTH or not acyclic:
         return None, []
-    kept, gone = (second, first) if action is Action.ELIMINATE_FIRST else (first, second)
+    kept, gone = (first, second) if combined(first.kind, second.kind) == first.kind else (second, first)
     kept.merge(gone)
     return gone, [kept]
+
+
+def survey(stages: Sequence[Stage]) -> dict[str, dict[str, int]]:
+    """How many operators of each class there are, and how many the pair table leaves."""
+    return {
+        name: {str(kind): number for kind in reversed(COMPLEXITY) if (number := sum(g.kind == kind for g in groups))}
+        for name, groups in (("operators", groups_of(stages)), ("remaining", remaining(stages)))
+    }

@@ -16,7 +16,7 @@ from dataclasses import replace
 from smartmem.index.divide import divide
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.index.map import IndexMap
-from smartmem.kernel.expr import Choose, Expr, Load, choose, rebuild, walk
+from smartmem.kernel.expr import Choose, Expr, Load, choose, walk
 from smartmem.kernel.stage import Stage, inline, tensors_read
 from smartmem.passes.classify import Output, classify
 from smartmem.passes.module import HostOp, Module, Window
@@ -154,5 +154,3 @@ def _root(name: str, module: Module) -> str:
     while name in module.windows:
         name = module.windows[name].parent
     return name
-
-

@@ -229,7 +229,7 @@ class _Fuser:
 
 
 def schedulable(kernel: Kernel, constants: set[str]) -> str:
-    """"" if some schedule computes the kernel well, else the reason."""
+    """ "" if some schedule computes the kernel well, else the reason."""
     if kernel.rows is None:
         return "" if nest.accepts(kernel) else "the stages have different axes"
     reason = rows.accepts(kernel)
@@ -317,7 +317,12 @@ def _with_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
     row_count = producer.rows if producer.rows is not None else len(producer.output.shape)
     if producer.rows is None and len(producer.stages) > 1:
         return "the first computes no rows"
-    values = [v for x in stage.loads() if x.tensor == producer.tensor for v in _aligned_index(x, producer, inverse)[:row_count]]
+    values = [
+        v
+        for x in stage.loads()
+        if x.tensor == producer.tensor
+        for v in _aligned_index(x, producer, inverse)[:row_count]
+    ]
     aligned = align_pointwise(stage, tuple(values))
     store = aligned.store.then(consumer.store) if consumer.store else aligned.store
     return Kernel([aligned.stage], consumer.tensor, consumer.shape, store, aligned.rows)
@@ -453,4 +458,3 @@ def _read_local(body: Expr, tensor: str, output: Stage) -> Expr:
         return node
 
     return rebuild(body, leaf)
-

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-
 import math
 
-from smartmem.graph.ir import Graph, Node, Operator
+import onnx
+
+from smartmem.graph.ir import Graph, Node, Value, Operator
 from smartmem.kernel.definitions import definition, definition_of
+from smartmem.kernel.definitions.build import coordinates, is_supported
 from smartmem.kernel.evaluate import evaluate_stage
 from smartmem.kernel.expr import load
 from smartmem.kernel.stage import Stage, tensors_read
+from smartmem.passes.classify import survey
 from smartmem.passes.module import Fate, HostOp, Module
+from smartmem.runtime.host import pack
 
 # Operators that only move data; how the report names "layout operators". Behaviour never depends on this list: what is
 # eliminated is decided from definitions alone.
@@ -29,8 +33,10 @@ def lower(graph: Graph) -> Module:
     types = {v.name: (v.shape, v.dtype) for v in graph.values()}
     module = Module(graph.name, graph.inputs, graph.outputs, constants, types, [], nodes=len(graph.nodes))
     for node in graph.nodes:
-        found = definition(node)
-        if found is None:
+        found = None if _is_empty(node) else definition(node)
+        if _is_empty(node):
+            pass  # nothing to compute
+        elif found is None:
             module.steps.append(HostOp(node, _why_host(node)))
         else:
             module.steps += found.stages
@@ -45,6 +51,7 @@ def lower(graph: Graph) -> Module:
         if isinstance(step, Stage):
             module.types[step.name] = (step.shape, step.dtype)
     _copy_passthrough_outputs(module)
+    module.classes = survey([step for step in module.steps if isinstance(step, Stage)])
     module.definitions |= {step.name: step for step in module.steps if isinstance(step, Stage)}
     return module
 
@@ -69,7 +76,7 @@ def _fold_constant_stages(module: Module) -> None:
 
 def operators_of(graph: Graph) -> list[Operator]:
     """The operators of the model file; for a graph that did not come from one, its nodes."""
-    return graph.operators or [Operator(node.name, node.op, node.outputs[0] and node.outputs[0].shape) for node in graph.nodes]
+    return graph.operators or [Operator(node.name, node.op, node.output.shape) for node in graph.nodes]
 
 
 def _fates(graph: Graph) -> dict[str, Fate]:
@@ -91,19 +98,28 @@ def _why_host(node: Node) -> str:
     return "no compute definition covers these attributes or dtypes"
 
 
+def _is_empty(node: Node) -> bool:
+    """Whether no result of a node has any elements."""
+    return all(v is None or (v.shape is not None and 0 in v.shape) for v in node.outputs)
+
+
 def _copy_passthrough_outputs(module: Module) -> None:
     """A graph output that is an input, a constant or listed twice gets a tensor of its own, which is then a copy."""
     inputs, seen = {v.name for v in module.inputs}, set()
     for position, value in enumerate(module.outputs):
         if value.name in inputs or value.name in module.constants or value.name in seen:
-            copy = type(value)(f"{value.name}.out{position}", value.shape, value.dtype)
-            assert value.shape is not None
-            from smartmem.index.lin import axis_digit
-
-            index = tuple(axis_digit(a, n) for a, n in enumerate(value.shape))
-            module.steps.append(Stage(copy.name, value.shape, value.dtype, load(value.name, index, value.dtype)))
+            copy = Value(f"{value.name}.out{position}", value.shape, value.dtype)
+            if value.shape is None or not is_supported(value.dtype):
+                module.steps.append(HostOp(_identity(value, copy), "an input or another output is passed through"))
+            elif 0 not in value.shape:
+                body = load(value.name, coordinates(value.shape), value.dtype)
+                module.steps.append(Stage(copy.name, value.shape, value.dtype, body))
             module.types[copy.name] = (value.shape, value.dtype)
+            module.renamed[copy.name] = value.name
             module.outputs = [*module.outputs[:position], copy, *module.outputs[position + 1 :]]
         seen.add(value.name)
 
 
+def _identity(source: Value, result: Value) -> Node:
+    proto = onnx.helper.make_node("Identity", [source.name], [result.name])
+    return Node("Identity", "", result.name, [source], [result], version=onnx.defs.onnx_opset_version(), proto=pack(proto))

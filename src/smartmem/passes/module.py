@@ -74,8 +74,10 @@ class Module:
         definitions: the stages as `lower` made them, by tensor: what each operator is on its own.
         operators: operator type by node name.
         eliminated: whether `eliminate` has run.
+        classes: how many operators of each class there are, and how many the pair table leaves (`classify.survey`).
         apart: pairs of kernels that stay apart, with the reason.
         layouts: what `select_layout` chose, for the report.
+        renamed: names in the model of outputs that are called otherwise here.
     """
 
     name: str
@@ -92,8 +94,14 @@ class Module:
     definitions: dict[str, Stage] = field(default_factory=dict)
     operators: dict[str, str] = field(default_factory=dict)
     eliminated: bool = False
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
     apart: list[dict[str, str]] = field(default_factory=list)
     layouts: list[dict[str, Any]] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+
+    def shown(self, output: str) -> str:
+        """What the model calls an output."""
+        return self.renamed.get(output, output)
 
     def pinned(self) -> set[str]:
         """Tensors that must lie in memory whatever fusion does.

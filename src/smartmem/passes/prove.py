@@ -40,7 +40,8 @@ class Facts:
 
 def prove_order(module: Module) -> None:
     """Raises CompilerError unless everything that a step reads was written before it, and every output is written."""
-    written = {v.name for v in module.inputs} | set(module.constants)
+    empty = {name for name, (shape, _) in module.types.items() if shape is not None and 0 in shape}
+    written = {v.name for v in module.inputs} | set(module.constants) | empty
     missing = {parent: {n for n, w in module.windows.items() if w.parent == parent} for parent in _parents(module)}
     for step in module.kernels:
         for name in step.inputs() if isinstance(step, Kernel) else step.reads():

@@ -51,6 +51,7 @@ def fill_report(program: Program, module: Module, counts: dict[str, Any]) -> Non
             "kernels": rows,
             "host": [{"node": h.node.name, "op": h.node.op, "reason": h.reason} for h in hosts],
             "apart": module.apart,
+            "classes": module.classes,
             "layouts": module.layouts,
             "totals": {
                 **counts,

@@ -22,6 +22,7 @@ from smartmem.passes.module import HostOp, Module
 from smartmem.schedule import rows
 
 SWEEPS = 4
+FULL_RUN = 16  # elements from which on a contiguous run serves whole vectors
 
 
 def select_layout(module: Module, choose: bool) -> None:
@@ -118,11 +119,15 @@ def _ask_for_reductions(kernel: Kernel, stage: Stage, ask) -> None:  # type: ign
 
 
 def _ask_columns(access: Load, wanted: set[int], weight: float, ask) -> None:  # type: ignore[no-untyped-def]
+    """A request for the tensor axis whose lowest digit is one of the `wanted` loops; short runs ask for less.
+
+    In a sliding window (row + tap) a row and a tap move the same digit: that axis is not asked for.
+    """
     for axis, coordinate in enumerate(access.index):
-        used = set(axes_of(coordinate))
-        if used and used <= wanted:
-            unit = any(s == 1 and d.lo == 1 for s, d in coordinate.terms)
-            ask(access.tensor, axis, weight if unit else weight / 8)
+        lowest = [d for s, d in coordinate.terms if s == 1]
+        if lowest and all(d.axis in wanted and d.lo == 1 for d in lowest):
+            run = min(d.ext for d in lowest)
+            ask(access.tensor, axis, weight * min(run, FULL_RUN) / FULL_RUN)
 
 
 def _pass_on(kernel: Kernel, module: Module, wishes: dict[str, Counter[int]], ask) -> None:  # type: ignore[no-untyped-def]

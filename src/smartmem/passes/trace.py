@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
+
 from smartmem.index.lin import LETTERS, Lin, Lookup, axis_digit, pseudo_axes, show
-from smartmem.index.map import IndexMap
+from smartmem.index.map import IndexMap, evaluate
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Load
 from smartmem.kernel.stage import Kernel, Stage
@@ -28,7 +30,7 @@ from smartmem.passes.module import Fate, HostOp, Module
 from smartmem.schedule.nest import index_values
 
 PATHS = 64  # chains that are listed per kernel; beyond, each tensor is visited once
-BEYOND = 100  # reduce axes of inner stages get numbers from here on
+INNER, BEYOND = 50, 100  # reduce axes of stages further inside are numbered from INNER to BEYOND
 
 Place: TypeAlias = dict[str, str]
 
@@ -59,6 +61,7 @@ class _Tracer:
         module = self.module
         self.kernels = [k for k in module.kernels if isinstance(k, Kernel)]
         self.stored = {v.name for v in module.inputs} | set(module.constants) | {k.tensor for k in self.kernels}
+        self.stored |= {window.parent for window in module.windows.values()}
         for kernel in self.kernels:
             self._kernel(kernel)
         for parent in dict.fromkeys(window.parent for window in module.windows.values()):
@@ -84,9 +87,9 @@ class _Tracer:
         follows = not kernel.is_copy and (len(kernel.stages) > 1 or kernel.store is not None)
         local = inner.keys() - {kernel.output.name}
         for path in self._paths(definition):
-            stage = next(inner[step.stage.name] for step in reversed(path) if step.stage.name in inner)
-            tensor = path[-1].access.tensor
-            load = _place(kernel, "load", tensor, self._before(path), *_after(stage, path))
+            at = max(position for position, step in enumerate(path) if step.stage.name in inner)
+            stage, tensor = inner[path[at].stage.name], path[-1].access.tensor
+            load = _place(kernel, "load", tensor, self._before(path), *_after(stage, path[at:]))
             behind = 0
             while follows and behind < len(path) and path[behind].stage.is_movement:
                 behind += 1
@@ -270,15 +273,23 @@ def _after(stage: Stage, path: Path) -> tuple[str, tuple[int, ...]]:
     tensor = path[-1].access.tensor
     found = list(dict.fromkeys(x.index for x in _accesses(stage) if x.tensor == tensor))
     if len(found) > 1:
-        composed = _composed(path)
-        found = [composed] if composed in found else found
+        ends = _corners(_composed(path), path[0].stage.domain)
+        found = [index for index in found if _corners(index, stage.domain) == ends] or found
     return " or ".join(_show(IndexMap(stage.domain, index)) for index in found), stage.domain
+
+
+def _corners(index: tuple[Lin, ...], domain: tuple[int, ...]) -> list[int]:
+    """The coordinates at the first and the last point of a domain: they stay when loops are cut or reordered."""
+    corners = ([0] * len(domain), [extent - 1 for extent in domain])
+    return [
+        int(evaluate(value, [*point, *[0] * BEYOND], lambda *_: np.array(0))) for point in corners for value in index
+    ]
 
 
 def _composed(path: Path) -> tuple[Lin, ...]:
     """The map of a chain over the axes of its first stage."""
     index = path[0].access.index
     for step in path[1:]:
-        axes = (*index, *(axis_digit(BEYOND + k, n) for k, n in enumerate(step.stage.reduce)))
+        axes = (*index, *(axis_digit(INNER + k, n) for k, n in enumerate(step.stage.reduce)))
         index = tuple(substitute(value, axes, step.stage.domain) for value in step.access.index)
     return index

@@ -4,13 +4,17 @@ In: `Program.report`, a JSON object with the keys
 
     model, level
     layout    [{node, op, shape, fate: load | store | folded | copy | host, reason,
-                places: [{kernel, access: load | store, tensor, before, after}]}]
+                places: [{kernel, access: load | store, tensor, before, after, axes}]}]
     kernels   [{name, family, shape, flops, bytes, copy, origin: [node …], notes: [text …]}]
     host      [{node, op, reason}]
-    apart     [{first, second, reason}]           pairs that could have been fused
+    apart     [{first, second, reason, mapping}]  pairs that were not fused, with their mapping types
+    classes   {operators, remaining}: {class: number}
     layouts   [{tensor, layout, asked_by: [kernel …]}]
     totals    {operators, layout_operators, kernels, copies, copied_bytes, host_steps}
     memory    {arena_bytes, lower_bound_bytes, weights_bytes, scratch_bytes}
+
+`before` is a chain of index maps from a consumer down to a tensor in memory, each over the coordinates (i, j, k, ...)
+that the one before gives; `after` is the one map that the kernel uses, over its own `axes`.
 
 Out: text, or rich renderables. Keys that are missing leave their section out.
 """
@@ -18,7 +22,8 @@ Out: text, or rich renderables. Keys that are missing leave their section out.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -27,25 +32,27 @@ from rich.text import Text
 from smartmem.report.tables import console, count, dims, size, table
 
 TOTALS = ("operators", "layout_operators", "kernels", "copies", "copied_bytes", "host_steps")
+SPOTS = 3  # examples per group
 _FATES = {
-    "load": "in the loads of",
-    "store": "in the stores of",
-    "folded": "computed at compile time",
-    "copy": "stays as a copy",
-    "host": "runs on the host",
+    "load": "became part of loads",
+    "store": "became part of stores",
+    "folded": "need nothing at run time",
+    "copy": "stay as copies",
+    "host": "run on the host",
 }
+_ONE = {**_FATES, "folded": "needs nothing at run time", "copy": "stays as a copy", "host": "runs on the host"}
 
 
-def render(report: Mapping[str, Any]) -> str:
+def render(report: Mapping[str, Any], verbose: bool = False) -> str:
     """The whole report as plain text."""
     buffer = io.StringIO()
-    console(buffer).print(renderable(report))
+    console(buffer).print(renderable(report, verbose))
     return buffer.getvalue()
 
 
-def renderable(report: Mapping[str, Any]) -> RenderableType:
-    """The whole report for a rich console."""
-    return Group(*_sections(report))
+def renderable(report: Mapping[str, Any], verbose: bool = False) -> RenderableType:
+    """The whole report for a rich console; with `verbose`, every layout operator on its own."""
+    return Group(*_sections(report, verbose))
 
 
 def with_levels(report: Mapping[str, Any], totals: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
@@ -54,12 +61,14 @@ def with_levels(report: Mapping[str, Any], totals: Mapping[str, Mapping[str, int
     return {**report, "totals": chosen}
 
 
-def _sections(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _sections(report: Mapping[str, Any], verbose: bool) -> Iterator[RenderableType]:
     yield Text(f"{report.get('model', 'model')}, level {report.get('level', '?')}", style="bold")
     if entries := report.get("layout"):
         yield Text(f"\nLayout operators of the input: {len(entries)}", style="bold")
-        for entry in entries:
-            yield _layout_operator(entry)
+        if verbose:
+            yield from map(_layout_operator, entries)
+        else:
+            yield from _grouped(entries)
     if kernels := report.get("kernels"):
         yield Text()
         yield table(
@@ -80,13 +89,17 @@ def _sections(report: Mapping[str, Any]) -> Iterator[RenderableType]:
         )
     for key, title, columns in (
         ("host", "Operators on the host", ("node", "op", "reason")),
-        ("apart", "Neighbours that stay apart", ("first", "second", "reason")),
         ("layouts", "Layouts chosen for consumers", ("tensor", "layout", "asked_by")),
     ):
         if entries := report.get(key):
             rows = [[_cell(entry.get(column, "")) for column in columns] for entry in entries]
             yield Text()
             yield table(f"{title}: {len(entries)}", [column.replace("_", " ") for column in columns], rows)
+    if entries := report.get("apart"):
+        yield from _apart(entries)
+    if classes := report.get("classes"):
+        yield Text()
+        yield Text(_classes(classes))
     if totals := report.get("totals"):
         yield Text()
         yield Text(_totals(totals))
@@ -94,21 +107,95 @@ def _sections(report: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text(_memory(memory))
 
 
+def _grouped(entries: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """Layout operators by what became of them; loads and stores by kernel, equal ones (of equal blocks) once."""
+    for fate in ("copy", "host", "folded", "load", "store"):
+        same = [entry for entry in entries if entry.get("fate") == fate]
+        if not same:
+            continue
+        yield Text(f"  {len(same)} {_FATES[fate]}:", style="red" if fate in ("copy", "host") else "green")
+        if fate in ("load", "store"):
+            yield from _by_place(same)
+        elif fate == "folded":
+            for reason in dict.fromkeys(entry.get("reason", "") for entry in same):
+                kinds = Counter(entry["op"] for entry in same if entry.get("reason", "") == reason)
+                yield Text(f"    {sum(kinds.values())}, {reason}: {_kinds(kinds)}")
+        else:
+            for entry in same:
+                yield Text(
+                    f'    {entry["op"]} "{entry["node"]}" {dims(entry.get("shape"))} — {entry.get("reason", "")}'
+                )
+
+
+def _by_place(entries: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """What went into each load or store. Equal blocks of a network have equal maps, which are shown once."""
+    where: dict[tuple[str, str, str], dict[str, Counter[str]]] = {}
+    longest: dict[tuple[str, str, str, str], str] = {}
+    for place in (place for entry in entries for place in entry.get("places", ())):
+        end = (place["kernel"], place["access"], place["tensor"], place["after"])
+        longest[end] = max(longest.get(end, ""), place["before"], key=len)
+    for entry in entries:
+        for place in entry.get("places", ()):
+            end = (place["kernel"], place["access"], place["tensor"], place["after"])
+            key = (longest[end], place["after"], place.get("axes", ""))
+            spot = f"{place['kernel']} loads {place['tensor']}"
+            if place["access"] == "store":
+                spot = f"{place['kernel']} stores to {place['tensor']}"
+            where.setdefault(key, {}).setdefault(spot, Counter())[entry["op"]] += 1
+    for key, found in where.items():
+        before, after, axes = key
+        spots = list(found)
+        more = f", and {len(spots) - SPOTS} more like it" if len(spots) > SPOTS else ""
+        text = Text(
+            f"    {', '.join(spots[:SPOTS])}{more}: {_kinds(found[spots[0]])}" + (" each" if len(spots) > 1 else "")
+        )
+        text.append(f"\n        before  {before}\n        after   {after}", style="dim")
+        text.append(f"   {axes}" if axes else "", style="dim")
+        yield text
+
+
+def _kinds(found: Mapping[str, int]) -> str:
+    """`2 Reshape, Transpose`."""
+    return ", ".join(f"{number} {op}" if number > 1 else op for op, number in found.items())
+
+
 def _layout_operator(entry: Mapping[str, Any]) -> Text:
     fate = entry.get("fate", "")
-    places = entry.get("places", ())
     text = Text(f'  {entry["op"]} "{entry["node"]}" {dims(entry.get("shape"))}: ')
-    where = ", ".join(dict.fromkeys(f"{place['kernel']} ({place['tensor']})" for place in places))
     style = "red" if fate in ("copy", "host") else "green"
-    text.append(f"{_FATES.get(fate, fate)} {where}".rstrip(), style=style)
+    text.append(_ONE.get(fate, fate), style=style)
     if entry.get("reason"):
         text.append(f" — {entry['reason']}")
-    # A load that several operators went into has one map before and one after: show each once.
-    shown = dict.fromkeys((place.get("before", ""), place.get("after", "")) for place in places)
-    for before, after in shown:
-        if before or after:
-            text.append(f"\n      before  {before}\n      after   {after}", style="dim")
+    for place in entry.get("places", ()):
+        text.append(f"\n      {place['kernel']} {place['access']}s {place['tensor']}")
+        text.append(f"\n          before  {place['before']}\n          after   {place['after']}", style="dim")
+        text.append(f"   {place['axes']}" if place.get("axes") else "", style="dim")
     return text
+
+
+def _apart(entries: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """Pairs of kernels by the reason that keeps them apart."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        key = (entry.get("mapping", ""), entry.get("reason", ""))
+        reasons.setdefault(key, []).append(f"{entry['first']} -> {entry['second']}")
+    rows = [
+        (len(pairs), mapping, reason, ", ".join(pairs[:SPOTS]) + (" ..." if len(pairs) > SPOTS else ""))
+        for (mapping, reason), pairs in sorted(reasons.items(), key=lambda item: -len(item[1]))
+    ]
+    yield Text()
+    yield table(
+        f"Neighbours that stay apart: {len(entries)}", (">pairs", "mapping types", "reason", "for example"), rows
+    )
+
+
+def _classes(classes: Mapping[str, Mapping[str, int]]) -> str:
+    """The operators by the paper's classes, and what its pair table leaves of them."""
+
+    def listed(found: Mapping[str, int]) -> str:
+        return ", ".join(f"{number} {kind}" for kind, number in found.items()) or "none"
+
+    return f"Classes: {listed(classes['operators'])}; the pair table leaves {listed(classes['remaining'])}"
 
 
 def _totals(totals: Mapping[str, Any]) -> str:

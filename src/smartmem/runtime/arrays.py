@@ -14,7 +14,9 @@ ALIGNMENT = 64
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """An uninitialized array whose data starts at a multiple of 64 bytes."""
+    """An uninitialized array whose data starts at a multiple of 64 bytes (strings: an ordinary array of objects)."""
+    if dtype.hasobject:
+        return np.empty(shape, dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -35,6 +37,8 @@ def dtype_of(name: str) -> np.dtype[Any]:
 def fitting(spec: TensorSpec, given: Any) -> Array:
     """`given` as a contiguous native array, if it is what `spec` says."""
     array = _to_array(spec.name, given)
+    if array.dtype.kind in "US" and spec.dtype == "object":
+        array = array.astype(object)
     expected = f"expected {describe(spec)}"
     if array.dtype.name != spec.dtype:
         hint = f"; convert it with x.astype({spec.dtype!r})" if isinstance(given, np.ndarray) else ""

@@ -233,7 +233,14 @@ class Model:
             if at < 0:
                 continue
             slot = self.program.slots[at]
-            array = np.asarray(result)
+            if slot.dtype == "object" and slot.shape is None:  # strings of any shape, a sequence, an optional
+                kept: Any = result if isinstance(result, list) else np.asarray(result, object)
+                if slot.kind == "host":
+                    free[at] = kept
+                else:
+                    outputs[slot.name] = kept
+                continue
+            array = np.asarray(result, object if slot.dtype == "object" else None)
             if slot.shape is not None and (array.shape != slot.shape or array.dtype.name != slot.dtype):
                 raise RuntimeFailure(
                     f"{step.op} {step.label!r} gave {array.dtype.name}{list(array.shape)} for {slot.name!r}, "

@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smartmem.codegen.c_expr import Context, Emitter, Lane, c_guards
-from smartmem.codegen.c_index import Axes, c_lin
+from smartmem.codegen.c_index import Axes, along, c_lin
 from smartmem.index.divide import divide
 from smartmem.index.lin import Digit, Lin, axes_of, axis_digit, lin
 from smartmem.index.map import Guard
 from smartmem.index.refine import refine
 from smartmem.index.substitute import substitute
 from smartmem.kernel.evaluate import evaluate_expr
-from smartmem.kernel.expr import Alu, Choose, Const, Expr, Load, alu, const, load
+from smartmem.kernel.expr import Alu, Choose, Const, Expr, Load, alu, const, load, loads
+from smartmem.kernel.expr import walk as walk_expr
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
@@ -269,8 +271,6 @@ def pack_operand(
 
 def _reduce_order(a: Expr, stage: Stage, storages: Mapping[str, Storage]) -> list[int]:
     """Reduce axes by decreasing stride in A's memory, so that packing reads forward."""
-    from smartmem.kernel.expr import loads
-
     base, strides = len(stage.shape), [0] * len(stage.reduce)
     for access in loads(a):
         if access.tensor in storages:
@@ -518,21 +518,74 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
     moved = replace(flat, extents=extents)
     panels = -(-columns // width)
     offset = e.packed_offset(stage)
+    if _transposes(p, b, walk, moved, lanes):
+        _pack_transposed(e, b, walk, moved, offset, width)
+        return
     loops = [f"k{k}" for k in range(len(walk.segments) + 1)]
     flat_k = Lin()
     for position, extent in enumerate((*walk.segments, walk.run)):
         flat_k = flat_k * extent + axis_digit(K + position, extent)
     with w.loop("n", panels * width, 0, "SM_W"):
         w.line(f"float *const panel = s + {offset} + n / {width} * {walk.depth * width} + n % {width};")
-        opened = []
-        for name, extent in zip(loops, (*walk.segments, walk.run), strict=True):
-            opened.append(w.loop(name, extent))
-            opened[-1].__enter__()
         context = e.context(moved, Lane(N, columns, lanes))
         target = f"panel + ({c_lin(flat_k, context.axes)}) * {width}"
-        _pack_chunk(e, b, context, target, columns, lanes)
-        for loop in reversed(opened):
-            loop.__exit__(None, None, None)
+        with ExitStack() as opened:
+            for name, extent in zip(loops, (*walk.segments, walk.run), strict=True):
+                opened.enter_context(w.loop(name, extent))
+            _pack_chunk(e, b, context, target, columns, lanes)
+
+
+def _transposes(p: Pipeline, b: Expr, walk: Walk, flat: Flat, lanes: int) -> bool:
+    """Whether B is contiguous along the run instead of along its columns, so that squares of it are transposed."""
+    run = K + len(walk.segments)
+    if walk.run < lanes or flat.columns < lanes // 2:
+        return False
+    by_run, by_column = True, True
+    for access in loads(b):
+        address = p.storages[access.tensor].at(access.index)
+        by_run &= along(address, run, walk.run, lanes).stride in (0, 1)
+        by_column &= along(address, N, flat.columns, lanes).stride in (0, 1)
+    guarded = any(isinstance(n, Choose) for n in walk_expr(b))
+    return by_run and not by_column and not guarded
+
+
+def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, offset: int, width: int) -> None:
+    """Panels from squares of lanes x lanes: rows of B (columns of the product) are loaded along the run, then turned."""
+    w, lanes, columns = e.writer, e.pipeline.target.lanes, flat.columns
+    run = K + len(walk.segments)
+    whole = walk.run - walk.run % lanes
+    segment = Lin()
+    with ExitStack() as loops:
+        for k, extent in enumerate(walk.segments):
+            segment = segment * extent + axis_digit(K + k, extent)
+            loops.enter_context(w.loop(f"k{k}", extent))
+        loops.enter_context(w.loop("n0", -(-columns // width) * width, 0, "SM_W"))
+        context = e.context(flat, Lane(run, walk.run, lanes), column="n")
+        base = f"s + {offset} + n0 / {width} * {walk.depth * width} + n0 % {width}"
+        w.line(f"float *const panel = {base} + ({c_lin(segment, context.axes)}) * {walk.run * width};")
+        k = f"k{len(walk.segments)}"
+
+        def square(ctx: Context, count: str) -> None:
+            w.line("f32v v[SM_W];")
+            with w.loop("j", "SM_W"):
+                w.line("const long n = n0 + j;")
+                with w.block(f"if (n < {columns})"):
+                    emitter = Emitter(w, ctx)
+                    w.line(f"v[j] = {emitter.as_vector(emitter.value(b), b.dtype)};")
+                with w.block("else"):
+                    w.line("v[j] = sm_splat(0.0f);")
+            w.line("sm_transpose(v);")
+            with w.loop("j", count):
+                w.line(f"sm_store(panel + ({k} + j) * {width}, v[j]);")
+
+        if whole:
+            with w.loop(k, whole, 0, "SM_W"):
+                square(context, "SM_W")
+        if whole < walk.run:
+            assert context.lane is not None
+            with w.block(""):
+                w.line(f"const long {k} = {whole}, count = {walk.run - whole};")
+                square(replace(context, lane=replace(context.lane, count="count")), "count")
 
 
 def _pack_chunk(e: RowEmitter, b: Expr, context: Context, target: str, columns: int, lanes: int) -> None:
@@ -665,18 +718,14 @@ def _row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: in
     names = {**context.axes.names, K + len(walk.segments): "0"}
     axes = replace(context.axes, names=names)
     segment = Lin()
-    opened = []
-    for k, extent in enumerate(walk.segments):
-        segment = segment * extent + axis_digit(K + k, extent)
-        opened.append(w.loop(f"k{k}", extent))
-        opened[-1].__enter__()
-    with w.loop("r", "rows"):
+    with ExitStack() as loops:
+        for k, extent in enumerate(walk.segments):
+            segment = segment * extent + axis_digit(K + k, extent)
+            loops.enter_context(w.loop(f"k{k}", extent))
+        loops.enter_context(w.loop("r", "rows"))
         w.line("const long m = m0 + r;")
         slot = f"({c_lin(segment, axes)}) * {table} + r" if walk.segments else "r"
-        text = _branch_pointers(e, walk, axes)
-        w.line(f"(void)m, a[{slot}] = {text};")
-    for loop in reversed(opened):
-        loop.__exit__(None, None, None)
+        w.line(f"(void)m, a[{slot}] = {_branch_pointers(e, walk, axes)};")
 
 
 def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:

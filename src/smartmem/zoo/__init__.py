@@ -7,7 +7,7 @@ this package imports no torch: `smartmem zoo list` works without `pip install 's
 
 from __future__ import annotations
 
-from smartmem.zoo.packages import MissingPackage
-from smartmem.zoo.registry import NETWORKS, Input, Network, UnknownNetwork, find
+from smartmem.zoo.packages import MissingPackageError
+from smartmem.zoo.registry import NETWORKS, Input, Network, UnknownNetworkError, find
 
-__all__ = ["NETWORKS", "Input", "MissingPackage", "Network", "UnknownNetwork", "find"]
+__all__ = ["NETWORKS", "Input", "MissingPackageError", "Network", "UnknownNetworkError", "find"]

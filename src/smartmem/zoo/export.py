@@ -72,8 +72,8 @@ def export(
         seed: of the weights and the input.
 
     Raises:
-        UnknownNetwork, InputError: the arguments do not fit, or the files cannot be written.
-        MissingPackage: a package of the `zoo` extra is missing.
+        UnknownNetworkError, InputError: the arguments do not fit, or the files cannot be written.
+        MissingPackageError: a package of the `zoo` extra is missing.
         ModelError: torch failed to export the network, or its output is not finite.
     """
     network, path = find(name), Path(path)
@@ -85,15 +85,15 @@ def export(
         raise InputError(f"{path}: the file's name must end in .onnx")
     size = network.resolve(resolution)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent, ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{path.stem}-", dir=path.parent, ignore_cleanup_errors=True
+        ) as folder:
             return _export(network, path, Path(folder), batch, size, exporter, seed)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def _export(
-    network: Network, path: Path, folder: Path, batch: int, size: int, exporter: str, seed: int
-) -> Exported:
+def _export(network: Network, path: Path, folder: Path, batch: int, size: int, exporter: str, seed: int) -> Exported:
     with _quiet():
         module = network.build(size, seed)
         inputs = network.example(batch, size, seed)

@@ -20,7 +20,7 @@ _kept: list[Any] = []
 """What must live as long as the process."""
 
 
-class MissingPackage(RuntimeFailure):
+class MissingPackageError(RuntimeFailure):
     """A package of the `zoo` extra is not installed, or cannot be imported."""
 
 
@@ -28,7 +28,7 @@ def require(*names: str) -> None:
     """Import packages.
 
     Raises:
-        MissingPackage: one cannot be imported; the message says what to install.
+        MissingPackageError: one cannot be imported; the message says what to install.
     """
     for name in names:
         load(name, name)
@@ -38,7 +38,7 @@ def load(module: str, package: str) -> ModuleType:
     """Import a module that wants `package`.
 
     Raises:
-        MissingPackage: it cannot be imported; the message says what to install.
+        MissingPackageError: it cannot be imported; the message says what to install.
     """
     try:
         _prepare(package)
@@ -46,7 +46,7 @@ def load(module: str, package: str) -> ModuleType:
     except (ImportError, RuntimeError) as error:  # transformers and diffusers wrap the former in the latter
         absent = isinstance(error, ModuleNotFoundError) and error.name == package
         why = "is not installed" if absent else f"cannot be imported ({str(error).strip().splitlines()[-1]})"
-        raise MissingPackage(
+        raise MissingPackageError(
             f"{package} {why}: pip install 'smartmem[zoo]' (it pins torch=={TORCH}; on Linux add "
             f"--extra-index-url {CPU_WHEELS}, or pip fetches the CUDA build and some gigabytes of its libraries)"
         ) from (None if absent else error)
@@ -70,7 +70,7 @@ def _prepare(package: str) -> None:
 def import_torchvision() -> ModuleType | None:
     """torchvision, or None where there is none.
 
-    Next to a CPU build of torch, torchvision's CUDA wheel cannot load its operators and then fails to import, because it
+    Next to a CPU build of torch, torchvision's CUDA wheel cannot load its operators and then fails to import, as it
     registers a shape function for one. None of our networks calls these operators: declaring them is enough.
     """
     try:

@@ -1,7 +1,7 @@
 """What networks there are: names, sizes, inputs, and how to build them. Imports no torch.
 
 A network's `factory` is an import path "package.module:function", called with `arguments` and, where the network is
-built for one size, with that; so a module is imported only when its network is built.
+built for one size, with `size`; so a module is imported only when its network is built.
 
     find("swin_t").build()          a torch.nn.Module in evaluation mode, with seeded weights
     find("swin_t").example()        {"image": array of 1 x 3 x 224 x 224}
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 
-class UnknownNetwork(InputError):
+class UnknownNetworkError(InputError):
     """No network has this name."""
 
 
@@ -57,14 +57,14 @@ class Network:
         name: what the command line calls it.
         title: what its authors call it.
         params: number of parameters, exactly.
-        gmacs: 1e9 multiply-accumulates of one run at `size`, batch 1, counted on the exported graph: a target within 2%.
+        gmacs: 1e9 multiply-adds of one run at `size`, batch 1, counted on the exported graph; a target within 2%.
         factory, arguments: what builds it: see the module's docstring.
         inputs, outputs: of the graph, in order.
         size: the default of `--resolution`.
         unit: what `size` counts: "px", "tokens", "latent" or "frames".
         step: other sizes must be a multiple of it; None: there is no other size.
         most: the largest size.
-        size_argument: the factory's argument for `size`; None: what it builds takes inputs of any size.
+        sized: whether the factory takes `size`; if not, what it builds takes inputs of any size.
         needs: packages to import.
         source: the paper, and where the code is from.
     """
@@ -82,7 +82,7 @@ class Network:
     unit: str = "px"
     step: int | None = None
     most: int = 2048
-    size_argument: str | None = None
+    sized: bool = False
     needs: tuple[str, ...] = ("torch",)
 
     def resolve(self, size: int | None) -> int:
@@ -105,7 +105,7 @@ class Network:
         """The network in evaluation mode, with weights that follow from `seed` (see `weights`).
 
         Raises:
-            MissingPackage: a package of the `zoo` extra is missing.
+            MissingPackageError: a package of the `zoo` extra is missing.
             InputError: the network cannot have this size.
         """
         size = self.resolve(size)
@@ -117,7 +117,10 @@ class Network:
         module_name, _, function = self.factory.partition(":")
         factory = getattr(load(module_name, self.needs[-1]), function)
         torch.manual_seed(seed)
-        module = factory(**self.arguments, **({self.size_argument: size} if self.size_argument else {})).eval()
+        try:
+            module = factory(**self.arguments, **({"size": size} if self.sized else {})).eval()
+        except ValueError as error:  # for example too few frames
+            raise InputError(f"{self.name}: --resolution {size}: {error}") from error
         randomise(module, seed)
         calibrate(module, [torch.from_numpy(array) for array in self.example(2, size, seed + 1000).values()])
         return module
@@ -125,7 +128,7 @@ class Network:
     def example(self, batch: int = 1, size: int | None = None, seed: int = 0) -> dict[str, Array]:
         """An input: arrays by name, which follow from `seed`."""
         size = self.resolve(size)
-        arrays = {}
+        arrays: dict[str, Array] = {}
         for index, spec in enumerate(self.inputs):
             generator = np.random.default_rng([seed, index])
             dims = spec.dims(batch, size)
@@ -140,7 +143,7 @@ def find(name: str) -> Network:
     """The network of this name.
 
     Raises:
-        UnknownNetwork: there is none; the message suggests the near names.
+        UnknownNetworkError: there is none; the message suggests the near names.
     """
     if name in NETWORKS:
         return NETWORKS[name]
@@ -148,7 +151,7 @@ def find(name: str) -> Network:
     near = difflib.get_close_matches(plain, NETWORKS, n=3, cutoff=0.5)
     near += [key for key in NETWORKS if plain and key.startswith(plain) and key not in near]
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(NETWORKS)}"
-    raise UnknownNetwork(f"no network {name!r} in the zoo: {hint}")
+    raise UnknownNetworkError(f"no network {name!r} in the zoo: {hint}")
 
 
 def _timm(name: str, title: str, params: int, gmacs: float, model: str, paper: str, **more: Any) -> Network:
@@ -167,10 +170,8 @@ def _timm(name: str, title: str, params: int, gmacs: float, model: str, paper: s
 
 
 def _paper(name: str, title: str, params: int, gmacs: float, file: str, paper: str, **more: Any) -> Network:
-    options = {"size_argument": "resolution", "step": 32} | more
-    return Network(
-        name, title, params, gmacs, f"smartmem.zoo.papers.{file}:build", f"{paper}; written here", **options
-    )
+    options: dict[str, Any] = {"sized": True, "step": 224} | more
+    return Network(name, title, params, gmacs, f"smartmem.zoo.papers.{file}:build", f"{paper}; written here", **options)
 
 
 def _pythia(name: str, title: str, params: int, gmacs: float, layers: int) -> Network:
@@ -200,7 +201,7 @@ _ALL = (
         4.49,
         "swin_tiny_patch4_window7_224",
         "Liu et al. 2021, arXiv 2103.14030",
-        size_argument="size",
+        sized=True,
     ),
     _timm(
         "vit_b16",
@@ -209,13 +210,15 @@ _ALL = (
         17.56,
         "vit_base_patch16_224",
         "Dosovitskiy et al. 2020, arXiv 2010.11929",
-        size_argument="size",
+        sized=True,
     ),
     _timm("convnext_t", "ConvNeXt-T", 28_589_128, 4.46, "convnext_tiny", "Liu et al. 2022, arXiv 2201.03545"),
     _timm("regnetx_032", "RegNetX-3.2GF", 15_296_552, 3.18, "regnetx_032", "Radosavovic et al. 2020, arXiv 2003.13678"),
     _timm("regnety_032", "RegNetY-3.2GF", 19_436_338, 3.18, "regnety_032", "Radosavovic et al. 2020, arXiv 2003.13678"),
     _timm("resnext50_32x4d", "ResNeXt50", 25_028_904, 4.23, "resnext50_32x4d", "Xie et al. 2016, arXiv 1611.05431"),
-    _timm("efficientvit_b2", "EfficientViT-B2", 24_330_712, 1.6, "efficientvit_b2", "Cai et al. 2022, arXiv 2205.14756"),
+    _timm(
+        "efficientvit_b2", "EfficientViT-B2", 24_330_712, 1.59, "efficientvit_b2", "Cai et al. 2022, arXiv 2205.14756"
+    ),
     _timm(
         "efficientvit_b3",
         "EfficientViT-B3",
@@ -289,16 +292,18 @@ _ALL = (
         most=256,
         needs=("torch", "diffusers"),
     ),
-    _paper("autoformer_s", "AutoFormer-S", 22_890_000, 5.16, "autoformer", "Chen et al. 2021, arXiv 2107.00651"),
-    _paper("biformer_s", "BiFormer-S", 25_540_000, 4.46, "biformer", "Zhu et al. 2023, arXiv 2303.08810"),
-    _paper("crossformer_s", "CrossFormer-S", 30_660_000, 4.91, "crossformer", "Wang et al. 2021, arXiv 2108.00154"),
-    _paper("cswin_s", "CSWin-S", 34_640_000, 6.80, "cswin", "Dong et al. 2021, arXiv 2107.00652"),
-    _paper("flatten_swin_t", "FLatten-Swin-T", 29_190_000, 4.48, "flatten_swin", "Han et al. 2023, arXiv 2308.00442"),
-    _paper("smt_s", "SMT-S", 22_550_000, 4.84, "smt", "Lin et al. 2023, arXiv 2307.08579"),
+    _paper(
+        "autoformer_s", "AutoFormer-S", 22_891_432, 5.16, "autoformer", "Chen et al. 2021, arXiv 2107.00651", step=16
+    ),
+    _paper("biformer_s", "BiFormer-S", 25_536_232, 4.46, "biformer", "Zhu et al. 2023, arXiv 2303.08810"),
+    _paper("crossformer_s", "CrossFormer-S", 30_657_394, 4.91, "crossformer", "Wang et al. 2021, arXiv 2108.00154"),
+    _paper("cswin_s", "CSWin-S", 34_643_304, 6.80, "cswin", "Dong et al. 2021, arXiv 2107.00652"),
+    _paper("flatten_swin_t", "FLatten-Swin-T", 29_192_384, 4.48, "flatten_swin", "Han et al. 2023, arXiv 2308.00442"),
+    _paper("smt_s", "SMT-S", 22_550_952, 4.84, "smt", "Lin et al. 2023, arXiv 2307.08579", step=32),
     _paper(
         "conformer_m",
         "Conformer-M",
-        27_510_000,
+        27_514_856,
         10.26,
         "conformer",
         "Gulati et al. 2020, arXiv 2005.08100",
@@ -306,7 +311,6 @@ _ALL = (
         size=1000,
         unit="frames",
         step=1,
-        size_argument="frames",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Networks from transformers (Apache-2.0), configured by hand as their authors published them; nothing is downloaded."""
+"""Networks from transformers (Apache-2.0), configured by hand as published; nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -28,6 +28,8 @@ SM_SCALAR int64_t sm_ipow(int64_t base, int64_t exponent) {
 
 SM_SCALAR uint64_t sm_shl(uint64_t a, uint64_t n) { return n > 63 ? 0 : a << n; }
 SM_SCALAR uint64_t sm_shr(uint64_t a, uint64_t n) { return n > 63 ? 0 : a >> n; }
+/* Arithmetic: the sign is shifted in. A negative count, like one past the width, leaves nothing but the sign. */
+SM_SCALAR int64_t sm_sar(int64_t a, uint64_t n) { return a >> (n > 63 ? 63 : n); }
 
 /* Towards zero, saturating; NaN is 0. */
 SM_SCALAR int64_t sm_to_i64(double x) {
@@ -71,5 +73,21 @@ SM_SCALAR double sm_maxd(double a, double b) { return (a > b || a != a) ? a : b;
 SM_SCALAR double sm_mind(double a, double b) { return (a < b || a != a) ? a : b; }
 SM_SCALAR double sm_powd(double x, double y) { return pow(x, y); }
 SM_SCALAR double sm_fmodd(double x, double y) { return fmod(x, y); }
+/* Remainder with the sign of the divisor, exact as fmod is; a zero has it too. */
+SM_SCALAR double sm_modd(double x, double y) {
+    const double r = fmod(x, y);
+    return r == 0 ? copysign(0.0, y) : (r < 0) != (y < 0) && r == r ? r + y : r;
+}
+
+/* bfloat16 is the upper half of a float; rounded to nearest, ties to even; NaN stays NaN. */
+SM_SCALAR float sm_from_bf16(uint16_t x) {
+    const union { uint32_t bits; float value; } u = {(uint32_t)x << 16};
+    return u.value;
+}
+SM_SCALAR uint16_t sm_to_bf16(float x) {
+    const union { float value; uint32_t bits; } u = {x};
+    if (x != x) return (uint16_t)(u.bits >> 16 | 0x40);
+    return (uint16_t)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
+}
 
 #endif

@@ -510,6 +510,12 @@ SM_PER_LANE(sm_expm1v, expm1f)
 SM_PER_LANE(sm_log2v, log2f)
 SM_PER_LANE(sm_erfcv, erfcf)
 
+/* Remainder with the sign of the divisor, exact as fmod is; a zero has it too. */
+SM_INLINE float sm_mods(float x, float y) {
+    const float r = fmodf(x, y);
+    return r == 0 ? copysignf(0.0f, y) : (r < 0) != (y < 0) && r == r ? r + y : r;
+}
+
 #define SM_PER_LANE_2(name, f)                                  \
     SM_INLINE f32v name(f32v x, f32v y) {                       \
         float t[SM_W], u[SM_W];                                 \
@@ -521,6 +527,7 @@ SM_PER_LANE(sm_erfcv, erfcf)
 
 SM_PER_LANE_2(sm_powv, powf)
 SM_PER_LANE_2(sm_fmodv, fmodf)
+SM_PER_LANE_2(sm_modv, sm_mods)
 SM_PER_LANE_2(sm_atan2v, atan2f)
 
 /* ------------------------------------------------------------------------------------------------------- scalars */
@@ -560,5 +567,45 @@ SM_INLINE float sm_erfcs(float x) { return erfcf(x); }
 SM_INLINE float sm_pows(float x, float y) { return powf(x, y); }
 SM_INLINE float sm_fmods(float x, float y) { return fmodf(x, y); }
 SM_INLINE float sm_atan2s(float x, float y) { return atan2f(x, y); }
+
+/* ------------------------------------------------------------------------------------------------------ transpose */
+
+/* v[i] lane j <-> v[j] lane i. */
+#if SM_W == 16
+#define SM_SHUFFLE(v, a, b, ...) __builtin_shufflevector(v[a], v[b], __VA_ARGS__)
+SM_INLINE void sm_transpose(f32v *v) {
+    f32v t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = SM_SHUFFLE(v, i, i + 1, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+        t[i + 1] = SM_SHUFFLE(v, i, i + 1, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        v[i] = SM_SHUFFLE(t, i, i + 2, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+        v[i + 1] = SM_SHUFFLE(t, i, i + 2, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+        v[i + 2] = SM_SHUFFLE(t, i + 1, i + 3, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+        v[i + 3] = SM_SHUFFLE(t, i + 1, i + 3, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = SM_SHUFFLE(v, i, i + 4, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+        t[i + 4] = SM_SHUFFLE(v, i, i + 4, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+        t[i + 8] = SM_SHUFFLE(v, i + 8, i + 12, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+        t[i + 12] = SM_SHUFFLE(v, i + 8, i + 12, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        v[i] = SM_SHUFFLE(t, i, i + 8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+        v[i + 8] = SM_SHUFFLE(t, i, i + 8, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+}
+#else
+SM_INLINE void sm_transpose(f32v *v) {
+    float t[SM_W * SM_W];
+    for (int i = 0; i < SM_W; i++) sm_store(t + i * SM_W, v[i]);
+    for (int i = 0; i < SM_W; i++) v[i] = sm_load_strided(t + i, SM_W);
+}
+#endif
 
 #endif

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from smartmem.zoo.papers.common import (
     CLASSES,
     Mlp,
-    check_resolution,
+    check_size,
     merge_heads,
     position_table,
     split_qkv,
@@ -57,7 +57,8 @@ class RelativePosition(nn.Module):
         self.columns = position_table(2 * REACH + 2, HEAD_DIM)
 
     def forward(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        return self.rows[row_index] + self.columns[column_index]
+        rows = nn.functional.embedding(row_index, self.rows)
+        return rows + nn.functional.embedding(column_index, self.columns)
 
 
 class Attention(nn.Module):
@@ -104,15 +105,15 @@ class Block(nn.Module):
 
 
 class AutoFormer(nn.Module):
-    """The whole network; `resolution` is a multiple of 16."""
+    """The whole network; `size` is a multiple of 16."""
 
     row_index: Tensor
     column_index: Tensor
 
-    def __init__(self, resolution: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        check_resolution("AutoFormer-S", resolution, PATCH)
-        side = resolution // PATCH
+        check_size("AutoFormer-S", size, PATCH)
+        side = size // PATCH
         self.patches = nn.Conv2d(3, DIM, PATCH, PATCH)
         self.class_token = position_table(1, 1, DIM)
         self.position = position_table(1, side * side + 1, DIM)
@@ -132,6 +133,6 @@ class AutoFormer(nn.Module):
         return out
 
 
-def build(resolution: int = 224) -> nn.Module:
-    """AutoFormer-S: `(B, 3, resolution, resolution) -> (B, 1000)`."""
-    return AutoFormer(resolution)
+def build(size: int = 224) -> nn.Module:
+    """AutoFormer-S: `(B, 3, size, size) -> (B, 1000)`."""
+    return AutoFormer(size)

@@ -17,6 +17,8 @@ Image (B, 3, 224, 224) -> grids of side 56, 28, 14, 7 with 64, 128, 256, 512 cha
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from smartmem.zoo.papers.common import (
     CLASSES,
     Mlp,
     attend,
-    check_resolution,
+    check_size,
     depthwise,
     merge_heads,
     merge_windows,
@@ -69,7 +71,7 @@ class RoutingAttention(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         size = self.side // REGIONS
-        q, k, v = self.qkv(grid).chunk(3, dim=-1)
+        q, k, v = self.qkv(grid).split(self.dim, dim=-1)
         local = to_grid(self.lepe(to_planes(v)))
         q, k, v = (self.regions(part) for part in (q, k, v))
         routes = (q.mean(dim=2) @ k.mean(dim=2).transpose(1, 2)).topk(self.topk, dim=-1).indices
@@ -132,15 +134,15 @@ def halve(channels: int, dim: int) -> nn.Sequential:
 
 
 class BiFormer(nn.Module):
-    """The whole network; `resolution` is a multiple of 224, so that each stage divides into 7 x 7 regions."""
+    """The whole network; `size` is a multiple of 224, so that each stage divides into 7 x 7 regions."""
 
-    def __init__(self, resolution: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        check_resolution("BiFormer-S", resolution, 32 * REGIONS)
+        check_size("BiFormer-S", size, 32 * REGIONS)
         self.stem = nn.Sequential(halve(3, DIMS[0] // 2), nn.GELU(), halve(DIMS[0] // 2, DIMS[0]))
-        self.downsamples = nn.ModuleList(halve(a, b) for a, b in zip(DIMS[:-1], DIMS[1:], strict=True))
+        self.downsamples = nn.ModuleList(halve(a, b) for a, b in pairwise(DIMS))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, resolution // (4 << i), topk) for _ in range(depth)))
+            nn.Sequential(*(Block(dim, size // (4 << i), topk) for _ in range(depth)))
             for i, (dim, depth, topk) in enumerate(zip(DIMS, DEPTHS, TOPK, strict=True))
         )
         self.norm = nn.BatchNorm2d(DIMS[-1])
@@ -154,6 +156,6 @@ class BiFormer(nn.Module):
         return out
 
 
-def build(resolution: int = 224) -> nn.Module:
-    """BiFormer-S: `(B, 3, resolution, resolution) -> (B, 1000)`."""
-    return BiFormer(resolution)
+def build(size: int = 224) -> nn.Module:
+    """BiFormer-S: `(B, 3, size, size) -> (B, 1000)`."""
+    return BiFormer(size)

@@ -24,10 +24,10 @@ def position_table(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape) * POSITION_STD)
 
 
-def check_resolution(network: str, resolution: int, step: int) -> None:
-    """Raise ValueError unless every stage of `network` divides into its windows: `resolution` is a multiple of `step`."""
-    if resolution <= 0 or resolution % step:
-        raise ValueError(f"{network} needs a resolution that is a multiple of {step}, not {resolution}")
+def check_size(network: str, size: int, step: int) -> None:
+    """Raise ValueError unless every stage of `network` divides into its windows: `size` is a multiple of `step`."""
+    if size <= 0 or size % step:
+        raise ValueError(f"{network} needs images whose side is a multiple of {step}, not {size}")
 
 
 def to_grid(planes: Tensor) -> Tensor:
@@ -81,7 +81,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return scores.softmax(dim=-1) @ v
+    out: Tensor = scores.softmax(dim=-1) @ v
+    return out
 
 
 def depthwise(channels: int, kernel: int) -> nn.Conv2d:

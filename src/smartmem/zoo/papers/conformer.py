@@ -73,9 +73,9 @@ class Attention(nn.Module):
     def __init__(self, frames: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(DIM)
-        self.query = nn.Linear(DIM, DIM)
-        self.key = nn.Linear(DIM, DIM)
-        self.value = nn.Linear(DIM, DIM)
+        self.q_proj = nn.Linear(DIM, DIM)
+        self.k_proj = nn.Linear(DIM, DIM)
+        self.v_proj = nn.Linear(DIM, DIM)
         self.position = nn.Linear(DIM, DIM, bias=False)
         self.content_bias = position_table(HEADS, 1, DIM // HEADS)
         self.position_bias = position_table(HEADS, 1, DIM // HEADS)
@@ -107,7 +107,7 @@ class Attention(nn.Module):
                 self.refresh()
             positions = self.projected
         x = self.norm(x)
-        q, k, v = (split_heads(linear(x), HEADS) for linear in (self.query, self.key, self.value))
+        q, k, v = (split_heads(linear(x), HEADS) for linear in (self.q_proj, self.k_proj, self.v_proj))
         content = (q + self.content_bias) @ k.transpose(2, 3)
         position = relative_shift((q + self.position_bias) @ positions)
         p = ((content + position) * (DIM // HEADS) ** -0.5).softmax(dim=-1)
@@ -135,9 +135,7 @@ class Convolution(nn.Module):
 
 def feed_forward() -> nn.Sequential:
     """LayerNorm and an MLP with SiLU (swish)."""
-    return nn.Sequential(
-        nn.LayerNorm(DIM), nn.Linear(DIM, MLP_RATIO * DIM), nn.SiLU(), nn.Linear(MLP_RATIO * DIM, DIM)
-    )
+    return nn.Sequential(nn.LayerNorm(DIM), nn.Linear(DIM, MLP_RATIO * DIM), nn.SiLU(), nn.Linear(MLP_RATIO * DIM, DIM))
 
 
 class Block(nn.Module):
@@ -166,9 +164,7 @@ class Conformer(nn.Module):
         super().__init__()
         if frames < MIN_FRAMES:
             raise ValueError(f"Conformer-M needs at least {MIN_FRAMES} frames, not {frames}")
-        self.subsample = nn.Sequential(
-            nn.Conv2d(1, DIM, 3, 2), nn.ReLU(), nn.Conv2d(DIM, DIM, 3, 2), nn.ReLU()
-        )
+        self.subsample = nn.Sequential(nn.Conv2d(1, DIM, 3, 2), nn.ReLU(), nn.Conv2d(DIM, DIM, 3, 2), nn.ReLU())
         self.enter = nn.Linear(DIM * subsampled(MELS), DIM)
         self.blocks = nn.Sequential(*(Block(subsampled(frames)) for _ in range(DEPTH)))
         self.head = nn.Linear(DIM, PIECES)
@@ -180,6 +176,6 @@ class Conformer(nn.Module):
         return out
 
 
-def build(frames: int = 1000) -> nn.Module:
-    """Conformer-M: `(B, frames, 80) -> (B, frames subsampled by 4, 1000)`."""
-    return Conformer(frames)
+def build(size: int = 1000) -> nn.Module:
+    """Conformer-M: `(B, size, 80) -> (B, subsampled(size), 1000)`."""
+    return Conformer(size)

@@ -21,7 +21,7 @@ from smartmem.zoo.papers.common import (
     Classifier,
     Mlp,
     attend,
-    check_resolution,
+    check_size,
     merge_heads,
     merge_windows,
     relative_index,
@@ -135,16 +135,16 @@ class Block(nn.Module):
 
 
 class CrossFormer(nn.Module):
-    """The whole network; `resolution` is a multiple of 224, so that each stage divides into groups."""
+    """The whole network; `size` is a multiple of 224, so that each stage divides into groups."""
 
-    def __init__(self, resolution: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        check_resolution("CrossFormer-S", resolution, 32 * GROUP)
+        check_size("CrossFormer-S", size, 32 * GROUP)
         self.stem = CrossScaleEmbed(3, DIMS[0], (4, 8, 16, 32), stride=4)
         self.stem_norm = nn.LayerNorm(DIMS[0])
         self.stages = nn.ModuleList()
         for i, (dim, depth, heads) in enumerate(zip(DIMS, DEPTHS, HEADS, strict=True)):
-            side = resolution // (4 << i)
+            side = size // (4 << i)
             blocks = (Block(dim, heads, side, distant=bool(j % 2) and side > GROUP) for j in range(depth))
             self.stages.append(nn.Sequential(*blocks))
         self.merge_norms = nn.ModuleList(nn.LayerNorm(dim) for dim in DIMS[:-1])
@@ -159,6 +159,6 @@ class CrossFormer(nn.Module):
         return out
 
 
-def build(resolution: int = 224) -> nn.Module:
-    """CrossFormer-S: `(B, 3, resolution, resolution) -> (B, 1000)`."""
-    return CrossFormer(resolution)
+def build(size: int = 224) -> nn.Module:
+    """CrossFormer-S: `(B, 3, size, size) -> (B, 1000)`."""
+    return CrossFormer(size)

@@ -15,6 +15,8 @@ Image (B, 3, 224, 224) -> grids of side 56, 28, 14, 7 with 64, 128, 256, 512 cha
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ from smartmem.zoo.papers.common import (
     ConvEmbed,
     Mlp,
     attend,
-    check_resolution,
+    check_size,
     depthwise,
     merge_heads,
     merge_windows,
@@ -61,6 +63,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, side: int, stripe: int) -> None:
         super().__init__()
+        self.dim = dim
         self.norm1 = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         windows = [(side, side)] if stripe == side else [(side, stripe), (stripe, side)]
@@ -72,24 +75,24 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n = len(self.branches)
-        q, k, v = (part.chunk(n, dim=-1) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
-        outs = [branch(q[i], k[i], v[i]) for i, branch in enumerate(self.branches)]
+        parts = self.qkv(self.norm1(x)).split(self.dim // n, dim=-1)  # n of q, n of k, n of v
+        outs = [branch(*parts[i::n]) for i, branch in enumerate(self.branches)]
         x = x + self.project(torch.cat(outs, dim=-1) if n > 1 else outs[0])
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class CSWin(nn.Module):
-    """The whole network; `resolution` is a multiple of 224, so that each stage divides into stripes."""
+    """The whole network; `size` is a multiple of 224, so that each stage divides into stripes."""
 
-    def __init__(self, resolution: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        check_resolution("CSWin-S", resolution, 224)
+        check_size("CSWin-S", size, 224)
         self.stem = ConvEmbed(3, DIMS[0], kernel=7, stride=4, padding=2)
-        self.merges = nn.ModuleList(ConvEmbed(a, b, 3, 2, 1) for a, b in zip(DIMS[:-1], DIMS[1:], strict=True))
+        self.merges = nn.ModuleList(ConvEmbed(a, b, 3, 2, 1) for a, b in pairwise(DIMS))
         self.stages = nn.ModuleList()
         for i, (dim, depth, heads, stripe) in enumerate(zip(DIMS, DEPTHS, HEADS, STRIPES, strict=True)):
-            side = resolution // (4 << i)
+            side = size // (4 << i)
             self.stages.append(nn.Sequential(*(Block(dim, heads, side, stripe) for _ in range(depth))))
         self.classifier = Classifier(DIMS[-1])
 
@@ -101,6 +104,6 @@ class CSWin(nn.Module):
         return out
 
 
-def build(resolution: int = 224) -> nn.Module:
-    """CSWin-S: `(B, 3, resolution, resolution) -> (B, 1000)`."""
-    return CSWin(resolution)
+def build(size: int = 224) -> nn.Module:
+    """CSWin-S: `(B, 3, size, size) -> (B, 1000)`."""
+    return CSWin(size)

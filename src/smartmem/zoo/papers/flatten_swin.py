@@ -6,8 +6,8 @@ have *focused linear attention* over the whole grid in place of softmax attentio
     focus(x) = x^3 scaled back to the length of x, for x = relu(x) + eps over softplus(scale) >= 0
     out      = focus(q) (focus(k)^T v) / (focus(q) . mean of focus(k))
 
-Keys and values are multiplied first, so the cost is linear in the number of tokens: (D x N)(N x D), then (N x D)(D x D),
-D = 32, N = 3136 and 784. What the low rank of that loses, a 5x5 depthwise convolution of the values, shared by the
+Keys and values are multiplied first, so the cost is linear in the number of tokens: (D x N)(N x D), then (N x D)(D x D)
+for D = 32, N = 3136 and 784. What the low rank of that loses, a 5x5 depthwise convolution of the values, shared by the
 heads, brings back. Stages 3 and 4 are Swin's: windows of 7 x 7, every other block shifted by 3 with a mask.
 
 Image (B, 3, 224, 224) -> grids of side 56, 28, 14, 7 with 96, 192, 384, 768 channels -> (B, 1000).
@@ -24,7 +24,7 @@ from smartmem.zoo.papers.common import (
     ConvEmbed,
     Mlp,
     attend,
-    check_resolution,
+    check_size,
     depthwise,
     merge_heads,
     merge_windows,
@@ -50,7 +50,8 @@ def focus(x: Tensor) -> Tensor:
     For (1, 2): the cube (1, 8) has length 8.06, the vector 2.24 -> (0.28, 2.22).
     """
     cubed = x**3
-    return cubed / cubed.norm(dim=-1, keepdim=True) * x.norm(dim=-1, keepdim=True)
+    out: Tensor = cubed / cubed.norm(dim=-1, keepdim=True) * x.norm(dim=-1, keepdim=True)
+    return out
 
 
 def shift_mask(side: int, shift: int) -> Tensor:
@@ -81,7 +82,7 @@ class LinearAttention(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         count, width = self.side * self.side, self.dim // self.heads
-        q, k, v = self.qkv(grid.reshape(-1, count, self.dim)).chunk(3, dim=-1)
+        q, k, v = self.qkv(grid.reshape(-1, count, self.dim)).split(self.dim, dim=-1)
         scale = nn.functional.softplus(self.scale)
         q = focus((q.relu() + EPS) / scale)
         k = focus(((k + self.position).relu() + EPS) / scale)
@@ -104,7 +105,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.side, self.shift = heads, side, shift
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.bias = position_table((2 * WINDOW - 1) ** 2, heads)
+        self.bias_table = position_table((2 * WINDOW - 1) ** 2, heads)
         self.project = nn.Linear(dim, dim)
         self.register_buffer("index", relative_index(WINDOW).reshape(-1), persistent=False)
         self.register_buffer("mask", shift_mask(side, shift) if shift else None, persistent=False)
@@ -114,7 +115,7 @@ class WindowAttention(nn.Module):
             grid = torch.roll(grid, (-self.shift, -self.shift), dims=(1, 2))
         q, k, v = split_qkv(self.qkv(split_windows(grid, WINDOW, WINDOW)), self.heads)
         area = WINDOW * WINDOW
-        bias = self.bias.index_select(0, self.index).reshape(area, area, self.heads).permute(2, 0, 1)
+        bias = self.bias_table.index_select(0, self.index).reshape(area, area, self.heads).permute(2, 0, 1)
         if self.mask is not None:
             bias = (bias + self.mask).repeat(grid.shape[0], 1, 1, 1)
         x = self.project(merge_heads(attend(q, k, v, bias)))
@@ -153,16 +154,16 @@ class PatchMerging(nn.Module):
 
 
 class FlattenSwin(nn.Module):
-    """The whole network; `resolution` is a multiple of 224, so that each stage divides into windows."""
+    """The whole network; `size` is a multiple of 224, so that each stage divides into windows."""
 
-    def __init__(self, resolution: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        check_resolution("FLatten-Swin-T", resolution, 32 * WINDOW)
+        check_size("FLatten-Swin-T", size, 32 * WINDOW)
         self.stem = ConvEmbed(3, DIMS[0], kernel=4, stride=4, padding=0)
         self.merges = nn.ModuleList(PatchMerging(dim) for dim in DIMS[:-1])
         self.stages = nn.ModuleList()
         for i, (dim, depth, heads, linear) in enumerate(zip(DIMS, DEPTHS, HEADS, LINEAR, strict=True)):
-            side = resolution // (4 << i)
+            side = size // (4 << i)
             blocks = []
             for j in range(depth):
                 shift = WINDOW // 2 if j % 2 and side > WINDOW else 0
@@ -179,6 +180,6 @@ class FlattenSwin(nn.Module):
         return out
 
 
-def build(resolution: int = 224) -> nn.Module:
-    """FLatten-Swin-T: `(B, 3, resolution, resolution) -> (B, 1000)`."""
-    return FlattenSwin(resolution)
+def build(size: int = 224) -> nn.Module:
+    """FLatten-Swin-T: `(B, 3, size, size) -> (B, 1000)`."""
+    return FlattenSwin(size)

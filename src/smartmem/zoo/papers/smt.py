@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from smartmem.zoo.papers.common import (
     CLASSES,
     attend,
-    check_resolution,
+    check_size,
     depthwise,
     merge_heads,
     split_heads,
@@ -58,7 +58,7 @@ class Modulation(nn.Module):
         self.project = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        heads = to_planes(self.scales(grid)).chunk(SCALES, dim=1)
+        heads = to_planes(self.scales(grid)).split(self.dim // SCALES, dim=1)
         scales = [conv(head) for conv, head in zip(self.convs, heads, strict=True)]
         mixed = torch.stack(scales, dim=2).reshape(-1, self.dim, self.side, self.side)
         out: Tensor = self.project(to_grid(self.aggregate(mixed)) * self.value(grid))
@@ -71,15 +71,15 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, side: int) -> None:
         super().__init__()
         self.dim, self.heads, self.side = dim, heads, side
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.kv_proj = nn.Linear(dim, 2 * dim)
         self.local = depthwise(dim, 3)
         self.project = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
         tokens = grid.reshape(-1, self.side * self.side, self.dim)
-        k, v = self.key_value(tokens).chunk(2, dim=-1)
-        q, k, parts = (split_heads(x, self.heads) for x in (self.query(tokens), k, v))
+        k, v = self.kv_proj(tokens).split(self.dim, dim=-1)
+        q, k, parts = (split_heads(x, self.heads) for x in (self.q_proj(tokens), k, v))
         local = self.local(to_planes(v.reshape(-1, self.side, self.side, self.dim)))
         out = merge_heads(attend(q, k, parts)).reshape(-1, self.side, self.side, self.dim)
         result: Tensor = self.project(out + to_grid(local))
@@ -134,11 +134,11 @@ class Stage(nn.Module):
 
 
 class SMT(nn.Module):
-    """The whole network; `resolution` is a multiple of 32."""
+    """The whole network; `size` is a multiple of 32."""
 
-    def __init__(self, resolution: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        check_resolution("SMT-S", resolution, 32)
+        check_size("SMT-S", size, 32)
         stem = nn.Sequential(
             nn.Conv2d(3, DIMS[0], 3, 2, 1, bias=False),
             nn.BatchNorm2d(DIMS[0]),
@@ -150,7 +150,7 @@ class SMT(nn.Module):
             embed = nn.Conv2d(DIMS[i - 1], dim, 3, 2, 1) if i else stem
             # stage 3 takes turns, modulation first
             kinds = [0 if i == 2 and j % 2 == 0 else heads for j in range(depth)]
-            self.stages.append(Stage(embed, dim, [Block(dim, h, resolution // (4 << i), ratio) for h in kinds]))
+            self.stages.append(Stage(embed, dim, [Block(dim, h, size // (4 << i), ratio) for h in kinds]))
         self.head = nn.Linear(DIMS[-1], CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -161,6 +161,6 @@ class SMT(nn.Module):
         return out
 
 
-def build(resolution: int = 224) -> nn.Module:
-    """SMT-S: `(B, 3, resolution, resolution) -> (B, 1000)`."""
-    return SMT(resolution)
+def build(size: int = 224) -> nn.Module:
+    """SMT-S: `(B, 3, size, size) -> (B, 1000)`."""
+    return SMT(size)
