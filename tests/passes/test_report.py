@@ -96,6 +96,19 @@ def test_roll_is_one_load() -> None:
     assert place(found["b"])[3:] == ("Relu [i, j] -> Concat [i - 5, j] -> Slice [i, j]", "[(i + 3)%8, j]")
 
 
+def test_roll_of_a_view_is_one_load() -> None:
+    """Swin's shift back: the slices are of a rearranged tensor."""
+    proto = roll()
+    proto.graph.node.insert(0, helper.make_node("Reshape", ["z", "s"], ["x"], name="x"))
+    proto.graph.input[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, (4, 2, 4)))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([8, 4]), "s"))
+    module = passed(proto)
+    (kernel,) = module.kernels
+    assert isinstance(kernel, Kernel)
+    assert len(kernel.output.loads()) == 1
+    assert {place(module.fates[name])[4] for name in "xabc"} == {"[(i + 3)//2%4, (i + 3)%2, j]"}
+
+
 def test_concat_is_stored_by_the_producers_of_its_pieces() -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["p"]),

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from smartmem.codegen.c_index import Axes, LookupRenderer, along, c_lin
-from smartmem.codegen.writer import Writer
+from smartmem.codegen.c_index import Axes, LookupRenderer, along, c_lin, has_division, split_by
+from smartmem.codegen.writer import Mark, Writer
 from smartmem.index.lin import Lin, Lookup
 from smartmem.index.map import Guard
 from smartmem.kernel.expr import COMPARE, Alu, Choose, Const, DType, Expr, Iota, Load, loads, operands, walk
@@ -60,6 +60,8 @@ class Context:
         pointers: C pointer variables, by tensor.
         local: readers of tensors that live inside the kernel.
         lane: the vector direction, None for scalar code.
+        hoist: where the parts of addresses go that do not depend on the `inner` axes, if they contain divisions.
+        inner: axes of the loops between that place and the code.
     """
 
     axes: Axes
@@ -67,6 +69,8 @@ class Context:
     pointers: Mapping[str, str]
     local: Mapping[str, LocalReader] = field(default_factory=dict)
     lane: Lane | None = None
+    hoist: Mark | None = None
+    inner: frozenset[int] = frozenset()
 
     def scalar(self) -> Context:
         return replace(self, lane=None)
@@ -157,7 +161,7 @@ class Emitter:
     def load_at(self, pointer: str, address: Lin, dtype: DType) -> Value:
         """The element, or the vector of elements, at an address over the loop axes."""
         lane = self.context.lane
-        where = c_lin(address, self.context.axes)
+        where = self.address(address)
         if lane is None:
             return self.name(f"{pointer}[{where}]", dtype, False)
         step = along(address, lane.axis, lane.extent, lane.width).stride
@@ -178,6 +182,17 @@ class Emitter:
             if lane.count:
                 text = f"sm_load_strided_n({pointer} + {where}, {step}, {lane.count}, 0.0f)"
         return self.name(text, dtype, True)
+
+    def address(self, value: Lin) -> str:
+        """An element address as C; its loop-invariant part is hoisted if it would divide in every iteration."""
+        mark, axes = self.context.hoist, self.context.axes
+        if mark is None:
+            return c_lin(value, axes)
+        outer, within = split_by(value, set(self.context.inner))
+        if not has_division(outer, axes.extents):
+            return c_lin(value, axes)
+        name = self.writer.hoist(mark, c_lin(outer, axes))
+        return name if within == Lin() else f"{name} + {c_lin(within, axes)}"
 
     def _load_irregular(self, pointer: str, address: Lin, dtype: DType) -> Value:
         """One lane at a time: nothing is known of the addresses."""

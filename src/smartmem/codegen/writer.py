@@ -1,9 +1,22 @@
-"""Text of generated C: lines, indentation and fresh names."""
+"""Text of generated C: lines, indentation, fresh names, and places that later lines can be hoisted to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class Mark:
+    """A place in the text (before a loop) where loop-invariant values go; `names` holds those already there."""
+
+    position: int
+    indent: int
+    names: dict[str, str] = field(default_factory=dict)
+
+
+REDUCES = " /* reduces */"
 
 
 class Writer:
@@ -13,6 +26,7 @@ class Writer:
         self.lines: list[str] = []
         self._indent = 1
         self._names = 0
+        self._marks: list[Mark] = []
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self._indent + text)
@@ -27,11 +41,28 @@ class Writer:
         self.line("}")
 
     @contextmanager
-    def loop(self, name: str, end: int | str, start: int | str = 0, step: int | str = 1) -> Iterator[None]:
-        """A counting loop over a long."""
+    def loop(
+        self, name: str, end: int | str, start: int | str = 0, step: int | str = 1, reduces: bool = False
+    ) -> Iterator[None]:
+        """A counting loop over a long; a loop that `reduces` says so in a comment."""
         advance = f"++{name}" if step == 1 else f"{name} += {step}"
-        with self.block(f"for (long {name} = {start}; {name} < {end}; {advance})"):
+        with self.block(f"for (long {name} = {start}; {name} < {end}; {advance}){REDUCES if reduces else ''}"):
             yield
+
+    def mark(self) -> Mark:
+        """The current place."""
+        self._marks.append(Mark(len(self.lines), self._indent))
+        return self._marks[-1]
+
+    def hoist(self, mark: Mark, text: str) -> str:
+        """The name of a long with the given value, defined at `mark`."""
+        if text not in mark.names:
+            mark.names[text] = self.fresh("o")
+            self.lines.insert(mark.position, "    " * mark.indent + f"const long {mark.names[text]} = {text};")
+            for other in self._marks:
+                if other.position >= mark.position:
+                    other.position += 1
+        return mark.names[text]
 
     def fresh(self, stem: str = "t") -> str:
         """A name not used before in this function."""

@@ -100,7 +100,11 @@ class Inference:
             found = shape_inference.infer_node_outputs(
                 schema, node, types, data, opset_imports=imports, ir_version=self._ir_version
             )
-            return {**found, **(_one_hot(node, operands, known) if node.op_type == "OneHot" else {})}
+            if node.op_type == "OneHot":
+                found |= _one_hot(node, operands, known)
+            elif node.op_type == "GroupNormalization":  # inferred through its function body, which gives no shape
+                found |= {node.output[0]: types[node.input[0]]}
+            return found
         except (shape_inference.InferenceError, RuntimeError, ValueError, TypeError, IndexError) as error:
             shapes = ", ".join(repr(operands[n]) if n else "absent" for n in node.input)
             raise ModelError(

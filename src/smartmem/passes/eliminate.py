@@ -1,7 +1,7 @@
 """Elimination by index comprehension: no view remains as a stage of its own.
 
     y = x (another index)                     ->  y's consumers load x at the composed index
-    Concat of two slices that meet in a ring  ->  x at (i + s) mod n (a roll), which is a view again
+    Concat of two slices that meet in a ring  ->  x at (i + s) mod n (a roll), which is a view again, of x or what x views
     Concat whose pieces kernels compute       ->  the pieces are stored into one buffer (`Window`), no stage is left
     any other Concat                          ->  a choice of loads in the consumers
 
@@ -31,20 +31,44 @@ def eliminate(module: Module) -> None:
         if isinstance(step, HostOp):
             result.append(step)
             continue
-        stage = step
-        for name in tensors_read(stage.body):
-            if name in views:
-                stage = inline(stage, views[name])
-        stage = replace(stage, body=fold_rolls(stage.body, module))
+        single = _rolled(step, module) or step
+        stage = _resolved(single, views, module)
         if classify(stage).output is Output.FIXED:
             if not stage.is_view and _store_pieces(stage, module, result):
                 continue
-            views[stage.name] = stage
+            # kept one step deep: composition from the consumer backwards lets more digits cancel
+            views[stage.name] = stage if stage.is_view and not single.is_view else single
             if stage.name not in needed:
                 continue
         result.append(stage)
     module.steps = _without_dead(result, module)
     module.eliminated = True
+
+
+def _resolved(stage: Stage, views: dict[str, Stage], module: Module) -> Stage:
+    """`stage` with the views it reads replaced by what they read, again and again."""
+    while True:
+        names = [name for name in tensors_read(stage.body) if name in views]
+        if not names:
+            return replace(stage, body=fold_rolls(stage.body, module))
+        for name in names:
+            stage = inline(stage, views[name])
+
+
+def _rolled(stage: Stage, module: Module) -> Stage | None:
+    """A Concat of two slices of one tensor as a view of that tensor, whatever that is a view of; None for others.
+
+    This comes before the slices are composed with the views beneath them, which would hide that they meet in a ring.
+    """
+    if not isinstance(stage.body, Choose) or not stage.is_movement:
+        return None
+    definitions = [module.definitions.get(access.tensor) for access in stage.loads()]
+    for definition in definitions:
+        if definition is None or not definition.is_view:
+            return None
+        stage = inline(stage, definition)
+    stage = replace(stage, body=fold_rolls(stage.body, module))
+    return stage if stage.is_view else None
 
 
 def fold_rolls(body: Expr, module: Module) -> Expr:

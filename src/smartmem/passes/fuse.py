@@ -268,7 +268,7 @@ def join_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
     lead = target.output.shape[:count]
     size = target.output.size
     if consumer.rows is None and math.prod(lead) < FEW_ROWS and size > FEW_ROWS * math.prod(lead) * 1024:
-        return f"{name} has too few rows to share the work of {consumer.tensor}"
+        return "the first has too few rows to share the work of the second"
     split = _split(producer, target, inverse)
     if isinstance(split, str):
         return split

@@ -423,6 +423,7 @@ def _jammed(
     start = initial(stage.combine, stage.dtype)
     totals = [writer.fresh("total") for _ in range(jam.width)]
     writer.line(f"f32v {', '.join(f'{t} = sm_splat({start})' for t in totals)};")
+    context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
     with ExitStack() as loops:
         guards = tuple(g for g in body.guards if jam.axis not in set(axes_of(g.lin))) if isinstance(body, Choose) else ()
         pending = list(guards)
@@ -432,7 +433,7 @@ def _jammed(
         for axis in reduces:
             if axis == reduces[-1] and nest.extents[axis] <= 16:
                 writer.line(f"#pragma GCC unroll {nest.extents[axis]}")
-            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis]))
+            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
             bound.add(axis)
             ready = tuple(g for g in pending if set(axes_of(g.lin)) <= bound)
             pending = [g for g in pending if g not in ready]
@@ -485,9 +486,10 @@ def _reduction(
     accumulator = dtype if dtype != np.float16 else np.dtype(np.float32)
     kind = "f32v" if vector else C_TYPES[accumulator.name]
     writer.line(f"{kind} {total} = {f'sm_splat({start})' if vector else start};")
+    context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
     with ExitStack() as loops:
         for axis in reduces:
-            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis]))
+            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
         if isinstance(body, Choose) and combine == "sum" and _is_zero(body.otherwise):
             loops.enter_context(writer.block(f"if ({c_guards(body.guards, context.axes)})"))
             body = body.then
@@ -509,9 +511,10 @@ def _arg_reduction(
     kind = C_TYPES[body.dtype.name]
     writer.line(f"{kind} {best} = 0;")
     writer.line(f"int64_t {where} = 0, {position} = 0;")
+    context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
     with ExitStack() as loops:
         for axis in reduces:
-            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis]))
+            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
         inner = Emitter(writer, context)
         value = inner.value(body).text
         comparison = ">" if "argmax" in combine else "<"

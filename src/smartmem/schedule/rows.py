@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from smartmem.codegen.c_expr import Context, Emitter, Lane, Value, c_guards, lane_free, lookup_renderer, vectorizable
-from smartmem.codegen.c_index import Axes, c_lin
+from smartmem.codegen.c_index import Axes, c_lin, has_division, split_by
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import Guard
@@ -179,6 +179,7 @@ def _prepare(
         pipeline.flats[stage.name] = flatten(stage, batch, rows, pipeline.is_contraction(stage))
     pipeline.regions = _regions(pipeline)
     pipeline.constants = constants
+    _note_divisions(pipeline)
     pipeline.tiling = _tiling(pipeline)
     _place(pipeline)
     return pipeline
@@ -422,6 +423,21 @@ def _emit(pipeline: Pipeline) -> KernelCode:
     )  # fmt: skip
 
 
+def _note_divisions(pipeline: Pipeline) -> None:
+    """Logs the stages whose reductions divide along their columns: their digits have no common refinement."""
+    local = {stage.name for stage in pipeline.stages}
+    for stage in pipeline.stages:
+        if not stage.reduce or pipeline.is_contraction(stage):
+            continue
+        flat = pipeline.flats[stage.name]
+        for access in loads(flat.body):
+            if access.tensor in local:
+                continue
+            _, within = split_by(pipeline.storages[access.tensor].at(access.index), {N})
+            if has_division(within, flat.extents):
+                pipeline.notes.append(f"{stage.name} divides along its reduction to read {access.tensor}")
+
+
 def _memory_inputs(pipeline: Pipeline) -> list[str]:
     local = {s.name for s in pipeline.stages}
     names: dict[str, None] = {}
@@ -459,6 +475,7 @@ class RowEmitter:
         self.task = task
         self.values: dict[str, Value] = {}
         self._packed_at: dict[str, int] = {}
+        self.mark = writer.mark()
 
     def packed_offset(self, stage: Stage) -> int:
         """Where in scratch the run-time panels of a contraction's B lie."""
@@ -586,11 +603,12 @@ class RowEmitter:
                 totals[stage.name] = w.fresh("total")
                 w.line(f"f32v {totals[stage.name]} = sm_splat({initial(stage.combine, stage.dtype)});")
         lane = Lane(N, columns, self.pipeline.target.lanes)
+        self.mark = w.mark()
         if not all(self._lane_free(stage, lane) for stage in group):
             if len(group) == 1 and self._is_packing(group[0]):
                 self._pack_row(group[0])
                 return
-            with w.loop("n", columns):
+            with w.loop("n", columns, reduces=bool(totals)):
                 self._element(group, totals)
             for stage in group:
                 if stage.reduce:
@@ -598,7 +616,7 @@ class RowEmitter:
             return
         full = columns - columns % lane.width
         if full:
-            with w.loop("n", full, 0, "SM_W"):
+            with w.loop("n", full, 0, "SM_W", reduces=bool(totals)):
                 self._chunk(group, lane, totals)
         if columns % lane.width:
             with w.block(""):
@@ -655,7 +673,8 @@ class RowEmitter:
     def _element(self, group: list[Stage], totals: dict[str, str]) -> None:
         """One column with scalars, for stages whose guards change along the lane; reductions use lane 0."""
         w, kept = self.writer, dict(self.values)
-        emitter = Emitter(w, self.context(self.pipeline.flats[group[0].name], None))
+        context = replace(self.context(self.pipeline.flats[group[0].name], None), hoist=self.mark, inner=frozenset((N,)))
+        emitter = Emitter(w, context)
         for stage in group:
             flat = self.pipeline.flats[stage.name]
             value = emitter.value(flat.body)
@@ -676,7 +695,7 @@ class RowEmitter:
 
     def _chunk(self, group: list[Stage], lane: Lane, totals: dict[str, str]) -> None:
         w, kept = self.writer, dict(self.values)
-        context = self.context(self.pipeline.flats[group[0].name], lane)
+        context = replace(self.context(self.pipeline.flats[group[0].name], lane), hoist=self.mark, inner=frozenset((N,)))
         emitter = Emitter(w, context)
         for stage in group:
             flat = self.pipeline.flats[stage.name]

@@ -55,9 +55,9 @@ def relative_shift(x: Tensor) -> Tensor:
                                         0 d
                                         e f
     """
-    _, heads, count, width = x.shape
-    drifted = nn.functional.pad(x, (1, 0)).reshape(-1, heads, width + 1, count)
-    return drifted[:, :, 1:].reshape(-1, heads, count, width)[..., :count]
+    batch, heads, count, width = x.shape
+    drifted = nn.functional.pad(x, (1, 0)).reshape(batch, heads, width + 1, count)
+    return drifted[:, :, 1:].reshape(batch, heads, count, width)[..., :count]
 
 
 class Attention(nn.Module):

@@ -58,7 +58,7 @@ class Modulation(nn.Module):
         self.project = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        heads = to_planes(self.scales(grid)).split(self.dim // SCALES, dim=1)
+        heads = torch.split(to_planes(self.scales(grid)), self.dim // SCALES, dim=1)
         scales = [conv(head) for conv, head in zip(self.convs, heads, strict=True)]
         mixed = torch.stack(scales, dim=2).reshape(-1, self.dim, self.side, self.side)
         out: Tensor = self.project(to_grid(self.aggregate(mixed)) * self.value(grid))
