@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tests.support.networks import network
 
 from smartmem.compiler import build_program
 from smartmem.runtime.artifact import Program
-from tests.support.networks import network
 
 
 def functions(program: Program) -> dict[str, str]:
@@ -36,12 +36,18 @@ def reductions(text: str) -> list[str]:
 
 
 def divides(body: str) -> bool:
-    """Whether C text divides integers: `/` or `%` outside of comments; a quotient of vectors is arithmetic, not an index."""
+    """Whether C text divides integers outside of comments; a quotient of vectors is arithmetic, not an index."""
     code = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
-    return any(re.search(r"[\w)] [/%] \w", index) for index in re.findall(r"[\w)]+ \+ [^;]*|\[[^\]]*\]", code) if "f32v" not in index)
+    return any(
+        re.search(r"[\w)] [/%] \w", index)
+        for index in re.findall(r"[\w)]+ \+ [^;]*|\[[^\]]*\]", code)
+        if "f32v" not in index
+    )
 
 
-@pytest.mark.parametrize("name", ["swin_t_dynamo", "swin_t_script", "vit_b16_dynamo", "convnext_t_script", "minilm_script"])
+@pytest.mark.parametrize(
+    "name", ["swin_t_dynamo", "swin_t_script", "vit_b16_dynamo", "convnext_t_script", "minilm_script"]
+)
 def test_no_division_inside_a_reduction(name: str) -> None:
     program = build_program(network(name))
     checked = 0
@@ -64,7 +70,9 @@ def test_equal_kernels_are_emitted_once() -> None:
     program = build_program(network("vit_b16_dynamo"))
     symbols = [step.symbol for step in program.steps]
     assert len(set(symbols)) < len(symbols) // 4
-    assert sum(text.count(f"void {symbol}(") for symbol in set(symbols) for text in program.sources.values()) == len(set(symbols))
+    assert sum(text.count(f"void {symbol}(") for symbol in set(symbols) for text in program.sources.values()) == len(
+        set(symbols)
+    )
 
 
 def pixel_shuffle() -> onnx.ModelProto:

@@ -81,10 +81,7 @@ def vectorizable(body: Expr, dtype: DType) -> bool:
     kinds = {np.dtype(np.float32), np.dtype(bool)}
     if dtype not in kinds:
         return False
-    for node in walk(body):
-        if node.dtype not in kinds and not isinstance(node, Const):
-            return False
-    return True
+    return all(node.dtype in kinds or isinstance(node, Const) for node in walk(body))
 
 
 class Emitter:
@@ -229,7 +226,7 @@ class Emitter:
         return Value(result, lane is not None)
 
     def _per_lane(self, node: Expr) -> Value:
-        """A vector of scalar results, one lane after the other; tensors inside the kernel are read before, as vectors."""
+        """A vector of scalar results, one lane after the other; local tensors are read before, as vectors."""
         lane, axes = self.context.lane, self.context.axes
         assert lane is not None
         here = {id(x): self.value(x) for x in loads(node) if x.tensor in self.context.local}

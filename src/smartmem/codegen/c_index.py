@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from smartmem.index.lin import Axis, Digit, Lin, Lookup, Mark, axes_of
+from smartmem.index.lin import Axis, Digit, Lin, Lookup, Mark, Term, axes_of
 
 # Renders the entry of an integer tensor as a C expression, with the given names of loop axes.
 LookupRenderer = Callable[[Lookup, "Axes"], str]
@@ -102,7 +102,8 @@ def has_division(value: Lin, extents: Sequence[int]) -> bool:
 
 def split_by(value: Lin, inner: set[int]) -> tuple[Lin, Lin]:
     """``value == outer + within``: the terms that do not depend on the `inner` axes, and those that do."""
-    outer, within = [], []
+    outer: list[Term] = []
+    within: list[Term] = []
     for stride, digit in value.terms:
         single = Lin(0, ((stride, digit),))
         (within if inner & set(axes_of(single)) else outer).append((stride, digit))

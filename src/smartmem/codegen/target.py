@@ -7,7 +7,16 @@ from pathlib import Path
 
 from smartmem.schedule.code import Target
 
-_AVX512 = ("x86-64-v4", "skylake-avx512", "skylake_avx512", "icelake", "sapphirerapids", "znver4", "znver5", "cascadelake")
+_AVX512 = (
+    "x86-64-v4",
+    "skylake-avx512",
+    "skylake_avx512",
+    "icelake",
+    "sapphirerapids",
+    "znver4",
+    "znver5",
+    "cascadelake",
+)
 _AVX2 = ("x86-64-v3", "haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "alderlake")
 
 

@@ -97,7 +97,7 @@ class Inference:
         try:
             if any(True for _ in subgraphs(node)):
                 return self._run_as_model(node, imports, types, data)
-            found = shape_inference.infer_node_outputs(
+            found: dict[str, Any] = shape_inference.infer_node_outputs(
                 schema, node, types, data, opset_imports=imports, ir_version=self._ir_version
             )
             if node.op_type == "OneHot":

@@ -2,9 +2,9 @@
 
 In: what the frontend read. Out: what `kernel.definitions` turns into compute definitions.
 
-A `Graph` is a list of `Node`s in execution order over `Value`s. A value is a constant when `data` is set. Its `shape` is
-a tuple of ints, or None when the shape depends on data (the result of NonZero, say); nodes that touch such a value run
-on the host.
+A `Graph` is a list of `Node`s in execution order over `Value`s. A value is a constant when `data` is set. Its `shape`
+is a tuple of ints, or None when the shape depends on data (the result of NonZero, say); nodes that touch such a value
+run on the host.
 """
 
 from __future__ import annotations

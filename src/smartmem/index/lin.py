@@ -18,7 +18,7 @@ integer tensor: a gather, constant or by data).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -241,3 +241,18 @@ def _show_term(stride: int, digit: Digit, names: Names, extents: Sequence[int] |
     elif stride < 0 and text != base:
         text = f"({text})"
     return f"-{text}" if stride < 0 else text
+
+
+def renumber(value: Lin, moved: Mapping[int, int]) -> Lin:
+    """`value` with loop axes renumbered; axes that `moved` does not name stay."""
+    terms: list[Term] = []
+    for stride, digit in value.terms:
+        axis = digit.axis
+        if isinstance(axis, Mark):
+            axis = Mark(renumber(axis.lin, moved), axis.ext)
+        elif isinstance(axis, Lookup):
+            axis = Lookup(axis.tensor, tuple(renumber(i, moved) for i in axis.index), axis.ext)
+        else:
+            axis = moved.get(axis, axis)
+        terms.append((stride, Digit(axis, digit.lo, digit.ext)))
+    return lin(value.offset, tuple(terms))

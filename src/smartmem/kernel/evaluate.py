@@ -65,7 +65,7 @@ def evaluate_expr(expr: Expr, axes: Sequence[Any], tensors: Mapping[str, Array])
                 holds: Any = True
                 for guard in node.guards:
                     value = evaluate(guard.lin, axes, lookup)
-                    holds = holds & (0 <= np.asarray(value)) & (np.asarray(value) < guard.ext)
+                    holds = holds & (np.asarray(value) >= 0) & (np.asarray(value) < guard.ext)
                 done[id(node)] = np.where(holds, done[id(node.then)], done[id(node.otherwise)])
             else:
                 done[id(node)] = _apply(node, [done[id(a)] for a in node.args])

@@ -9,10 +9,10 @@ form DAGs, comparison is cheap, and common subexpressions need no search.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias, Union
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -25,15 +25,19 @@ DType: TypeAlias = "np.dtype[Any]"
 # Arithmetic vocabulary. All operands of an Alu have the dtype of the result, except where noted. Integer division and
 # `mod` follow ONNX (C truncation for `div` on integers, `mod` = floor modulo with the sign of the divisor, `fmod` = C).
 UNARY = frozenset(
-    "neg abs exp log sqrt sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf sigmoid floor ceil round "
-    "trunc sign not bitwise_not recip isnan".split()
-)
-BINARY = frozenset("add sub mul div mod fmod pow max min and or xor shl shr bitand bitor bitxor".split())
-COMPARE = frozenset("lt le gt ge eq ne".split())  # operands of one dtype, result bool
+    ("neg", "abs", "exp", "log", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh",
+     "acosh", "atanh", "erf", "sigmoid", "floor", "ceil", "round", "trunc", "sign", "not", "bitwise_not", "recip",
+     "isnan")
+)  # fmt: skip
+BINARY = frozenset(
+    ("add", "sub", "mul", "div", "mod", "fmod", "pow", "max", "min", "and", "or", "xor", "shl", "shr", "bitand",
+     "bitor", "bitxor")
+)  # fmt: skip
+COMPARE = frozenset(("lt", "le", "gt", "ge", "eq", "ne"))  # operands of one dtype, result bool
 OTHER = frozenset(("where", "cast"))  # where(bool, a, b); cast(x) to the node's dtype, saturating as ONNX says
 
 # Combining functions of a reduction. arg* reduce one axis and give the position of the first (or last) extremum.
-COMBINE = frozenset("sum prod max min and or argmax argmin argmax_last argmin_last".split())
+COMBINE = frozenset(["sum", "prod", "max", "min", "and", "or", "argmax", "argmin", "argmax_last", "argmin_last"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +92,7 @@ class Choose(_Interned):
         return self.then.dtype
 
 
-Expr: TypeAlias = Union[Load, Const, Iota, Alu, Choose]
+Expr: TypeAlias = Load | Const | Iota | Alu | Choose
 
 _table: WeakValueDictionary[Any, Any] = WeakValueDictionary()
 
@@ -196,3 +200,32 @@ def _is_cheap(op: str) -> bool:
 def cost(expr: Expr) -> int:
     """A rough count of machine operations per evaluation: 1 for simple arithmetic, 8 for transcendental functions."""
     return sum((1 if _is_cheap(n.op) else 8) for n in walk(expr) if isinstance(n, Alu))
+
+
+def index_values(body: Expr) -> list[Lin]:
+    """Every Lin in an expression."""
+    values: list[Lin] = []
+    for node in walk(body):
+        if isinstance(node, Load):
+            values += node.index
+        elif isinstance(node, Iota):
+            values.append(node.lin)
+        elif isinstance(node, Choose):
+            values += (g.lin for g in node.guards)
+    return values
+
+
+def map_lins(expr: Expr, change: Mapping[Lin, Lin]) -> Expr:
+    """`expr` with every Lin replaced."""
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Iota):
+            return iota(change[node.lin], node.dtype)
+        return load(node.tensor, tuple(change[i] for i in node.index), node.dtype)
+
+    return rebuild(expr, leaf, lambda g: Guard(change[g.lin], g.ext))
+
+
+def is_zero(expr: Expr) -> bool:
+    """Whether an expression is the constant 0."""
+    return isinstance(expr, Const) and expr.value == 0

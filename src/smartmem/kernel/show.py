@@ -11,7 +11,7 @@ from smartmem.kernel.stage import Kernel, Stage
 if TYPE_CHECKING:
     from smartmem.passes.module import Module
 
-_SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
 def show_expr(expr: Expr, depth: int = 12) -> str:

@@ -42,8 +42,8 @@ def assemble(module: Module, target: Target, level: str, march: str, progress: P
     arena = slots.place(steps)
     scratch = max((code.scratch for code in codes), default=0)
     program = Program(
-        module.name, level, march, _specs(module.inputs, module), _specs(module.outputs, module), slots.slots, steps, arena[0],
-        -(-scratch // 64) * 64, slots.weights, emitted.sources,
+        module.name, level, march, _specs(module.inputs, module), _specs(module.outputs, module), slots.slots, steps,
+        arena[0], -(-scratch // 64) * 64, slots.weights, emitted.sources,
     )  # fmt: skip
     program.report["memory"] = {
         "arena_bytes": arena[0],
@@ -106,7 +106,7 @@ class _Slots:
         return HostStep(node.describe(), node.op, node.proto, node.version, inputs, outputs, node.domain, node.attrs)
 
     def _host_inputs(self, node: Node) -> Iterator[int]:
-        """Slots of all operands of the ONNX node: those that the frontend baked into attributes become weights again."""
+        """Slots of all operands of the ONNX node; what the frontend baked into attributes becomes weights again."""
         given = iter(node.inputs)
         for position in range(len(node.inputs) + len(node.baked)):
             if position not in node.baked:
@@ -127,9 +127,9 @@ class _Slots:
         last: dict[int, int] = {}
         for position, step in enumerate(steps):
             touched = step.args if isinstance(step, NativeStep) else (*step.inputs, *step.outputs)
-            for slot in touched:
-                first.setdefault(slot, position)
-                last[slot] = position
+            for number in touched:
+                first.setdefault(number, position)
+                last[number] = position
         buffers = []
         for number, slot in enumerate(self.slots):
             if slot.kind == "arena" and number in first:

@@ -1,7 +1,7 @@
 """Elimination by index comprehension: no view remains as a stage of its own.
 
     y = x (another index)                     ->  y's consumers load x at the composed index
-    Concat of two slices that meet in a ring  ->  x at (i + s) mod n (a roll), which is a view again, of x or what x views
+    Concat of two slices that meet in a ring  ->  x at (i + s) mod n (a roll), a view again: of x or of what x views
     Concat whose pieces kernels compute       ->  the pieces are stored into one buffer (`Window`), no stage is left
     any other Concat                          ->  a choice of loads in the consumers
 

@@ -1,4 +1,4 @@
-"""BatchNormalization after a convolution disappears into the convolution's weights: conv(x, W) * s + t = conv(x, W*s) + t."""
+"""BatchNormalization after a convolution goes into its weights: conv(x, W) * s + t = conv(x, W * s) + t."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def fold_batch_norm(graph: Graph) -> None:
         conv = producer.get(id(x))
         if conv is None or conv.op != "Conv" or conv.domain or uses[id(x)] != 1 or id(x) in outputs:
             continue
-        if any(v is None or v.data is None for v in node.inputs[1:5]) or any(v is None or v.data is None for v in conv.inputs[1:]):
+        if any(v is None or v.data is None for v in node.inputs[1:5]) or any(
+            v is None or v.data is None for v in conv.inputs[1:]
+        ):
             continue
         if sum(v is not None for v in node.outputs) != 1 or node.attrs.get("training_mode"):
             continue

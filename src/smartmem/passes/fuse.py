@@ -25,7 +25,7 @@ from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
 from smartmem.passes.classify import Legality, Mapping, legality, mapping_of
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule import nest, rows
-from smartmem.schedule.roles import align_contraction, align_pointwise, factors
+from smartmem.schedule.roles import align_contraction, align_pointwise, factors, is_contraction
 
 MAX_REPEAT = 4  # a prologue may be evaluated this many times per element if it is not cheap
 CHEAP = 2
@@ -235,7 +235,7 @@ def schedulable(kernel: Kernel, constants: set[str]) -> str:
     reason = rows.accepts(kernel)
     if reason:
         return reason
-    contracted = [s for s in kernel.stages if rows.is_contraction(s, kernel.rows)]
+    contracted = [s for s in kernel.stages if is_contraction(s, kernel.rows)]
     if len(contracted) == 2:
         first, second = contracted
         if not set(_b_reads(second)) - constants:
@@ -247,7 +247,7 @@ def schedulable(kernel: Kernel, constants: set[str]) -> str:
 
 
 def _b_reads(stage: Stage) -> list[str]:
-    from smartmem.schedule.tiles import b_tensors
+    from smartmem.schedule.operand_b import b_tensors
 
     return b_tensors(stage)
 

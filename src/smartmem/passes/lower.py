@@ -6,7 +6,7 @@ import math
 
 import onnx
 
-from smartmem.graph.ir import Graph, Node, Value, Operator
+from smartmem.graph.ir import Graph, Node, Operator, Value
 from smartmem.kernel.definitions import definition, definition_of
 from smartmem.kernel.definitions.build import coordinates, is_supported
 from smartmem.kernel.evaluate import evaluate_stage
@@ -19,9 +19,9 @@ from smartmem.runtime.host import pack
 # Operators that only move data; how the report names "layout operators". Behaviour never depends on this list: what is
 # eliminated is decided from definitions alone.
 LAYOUT_OPERATORS = frozenset(
-    "Reshape Transpose Flatten Squeeze Unsqueeze Slice Split Concat Expand Tile Pad Gather GatherElements GatherND "
-    "DepthToSpace SpaceToDepth Identity CenterCropPad".split()
-)
+    ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Expand", "Tile", "Pad",
+     "Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "Identity", "CenterCropPad")
+)  # fmt: skip
 
 
 FOLD_LIMIT = 1 << 20  # elements of a stage that is worth computing at compile time
@@ -122,4 +122,6 @@ def _copy_passthrough_outputs(module: Module) -> None:
 
 def _identity(source: Value, result: Value) -> Node:
     proto = onnx.helper.make_node("Identity", [source.name], [result.name])
-    return Node("Identity", "", result.name, [source], [result], version=onnx.defs.onnx_opset_version(), proto=pack(proto))
+    return Node(
+        "Identity", "", result.name, [source], [result], version=onnx.defs.onnx_opset_version(), proto=pack(proto)
+    )

@@ -1,10 +1,10 @@
 """The one ordered list of passes, and which level runs which.
 
-    naive      each operator its own kernels, layout operators as copies
-    fuse       + operator fusion (the baseline of the paper)
-    eliminate  + index comprehension: no view remains as a pass over memory
-    layout     + layouts by reduction dimension
-    full       + tuned schedules
+naive      each operator its own kernels, layout operators as copies
+fuse       + operator fusion (the baseline of the paper)
+eliminate  + index comprehension: no view remains as a pass over memory
+layout     + layouts by reduction dimension
+full       + tuned schedules
 """
 
 from __future__ import annotations

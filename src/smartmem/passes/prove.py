@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from smartmem.errors import CompilerError
-from smartmem.index.lin import Lin, Lookup, axes_of, pseudo_axes, show
+from smartmem.index.lin import Digit, Lin, Lookup, Mark, axes_of, lin, pseudo_axes, show
 from smartmem.index.map import Guard, evaluate
 from smartmem.kernel.expr import Choose, Expr, Load, operands
 from smartmem.kernel.stage import Kernel, Stage
@@ -120,16 +120,20 @@ def proved(value: Lin, extent: int, facts: Facts, domain: tuple[int, ...]) -> bo
         return True
     if any(g.lin == value and g.ext <= extent for g in facts.holds):
         return True
+    entries: dict[Lookup, int] = {}  # an entry of a tensor may be anything in its range: an axis more
+    value = _free(value, entries, len(domain))
+    facts = Facts(
+        tuple(Guard(_free(g.lin, entries, len(domain)), g.ext) for g in facts.holds),
+        tuple(tuple(Guard(_free(g.lin, entries, len(domain)), g.ext) for g in group) for group in facts.fails),
+    )
+    domain = (*domain, *(entry.ext for entry in entries))
     involved = set(axes_of(value))
     while True:  # guards that share axes restrict one another
         more = {a for g in facts.guards() if set(axes_of(g.lin)) & involved for a in axes_of(g.lin)} | involved
         if more == involved:
             break
         involved = more
-    lookups = [value, *(g.lin for g in facts.guards())]
     if math.prod(domain[a] for a in involved) > EXHAUSTIVE:
-        return False
-    if any(isinstance(p, Lookup) for v in lookups for p in pseudo_axes(v)):
         return False
     axes: list[Any] = [0] * len(domain)
     order = sorted(involved)
@@ -146,9 +150,22 @@ def proved(value: Lin, extent: int, facts: Facts, domain: tuple[int, ...]) -> bo
                 together = together & _holds(guard, axes)
             possible = possible & ~np.asarray(together)
     found = evaluate(value, axes)
-    return bool(np.all(~np.asarray(possible) | ((0 <= found) & (found < extent))))
+    return bool(np.all(~np.asarray(possible) | ((found >= 0) & (found < extent))))
+
+
+def _free(value: Lin, entries: dict[Lookup, int], first: int) -> Lin:
+    """`value` with every lookup as an axis of its own, numbered from `first` on."""
+    terms = []
+    for stride, digit in value.terms:
+        axis = digit.axis
+        if isinstance(axis, Lookup):
+            axis = entries.setdefault(axis, first + len(entries))
+        elif isinstance(axis, Mark):
+            axis = Mark(_free(axis.lin, entries, first), axis.ext)
+        terms.append((stride, Digit(axis, digit.lo, digit.ext)))
+    return lin(value.offset, tuple(terms))
 
 
 def _holds(guard: Guard, axes: list[Any]) -> Any:
     tested = evaluate(guard.lin, axes)
-    return (0 <= np.asarray(tested)) & (np.asarray(tested) < guard.ext)
+    return (np.asarray(tested) >= 0) & (np.asarray(tested) < guard.ext)

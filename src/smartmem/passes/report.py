@@ -11,7 +11,7 @@ from smartmem.kernel.stage import Kernel
 from smartmem.passes.lower import LAYOUT_OPERATORS, operators_of
 from smartmem.passes.module import HostOp, Module
 from smartmem.runtime.artifact import Program
-from smartmem.schedule.rows import is_contraction
+from smartmem.schedule.roles import is_contraction
 
 
 def layout_fates(graph: Graph) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from smartmem.kernel.expr import Load
 from smartmem.kernel.stage import Kernel, Stage
 from smartmem.layout.storage import Storage, dense
 from smartmem.passes.module import HostOp, Module
-from smartmem.schedule import rows
+from smartmem.schedule.roles import is_contraction
 
 SWEEPS = 4
 FULL_RUN = 16  # elements from which on a contiguous run serves whole vectors
@@ -104,7 +104,7 @@ def _ask_for_reductions(kernel: Kernel, stage: Stage, ask) -> None:  # type: ign
                     _ask_columns(access, set(range(kernel.rows, space)), math.prod(stage.shape), ask)
         return
     reduce_axes = set(range(space, space + len(stage.reduce)))
-    contraction = kernel.rows is not None and rows.is_contraction(stage, kernel.rows)
+    contraction = kernel.rows is not None and is_contraction(stage, kernel.rows)
     operands = stage.body.args if contraction else (stage.body,)  # type: ignore[union-attr]
     from smartmem.kernel.expr import loads
 
@@ -138,7 +138,9 @@ def _pass_on(kernel: Kernel, module: Module, wishes: dict[str, Counter[int]], as
     votes: Counter[int] = Counter()
     accesses: list[tuple[str, tuple[Lin, ...], float]] = [(kernel.tensor, kernel.store_coords(), float(output.size))]
     for stage in kernel.stages:
-        accesses += [(x.tensor, x.index, math.prod(stage.domain)) for x in stage.loads() if x.tensor not in kernel.local()]
+        accesses += [
+            (x.tensor, x.index, math.prod(stage.domain)) for x in stage.loads() if x.tensor not in kernel.local()
+        ]
     for name, index, weight in accesses:
         axis = _contiguous(name, module, wishes)
         if axis is not None and index:

@@ -24,10 +24,9 @@ import numpy as np
 from smartmem.index.lin import LETTERS, Lin, Lookup, axis_digit, pseudo_axes, show
 from smartmem.index.map import IndexMap, evaluate
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Load
+from smartmem.kernel.expr import Load, index_values
 from smartmem.kernel.stage import Kernel, Stage
 from smartmem.passes.module import Fate, HostOp, Module
-from smartmem.schedule.nest import index_values
 
 PATHS = 64  # chains that are listed per kernel; beyond, each tensor is visited once
 INNER, BEYOND = 50, 100  # reduce axes of stages further inside are numbered from INNER to BEYOND

@@ -1,7 +1,7 @@
 """Schedule families, tried in order: the first that accepts a kernel computes it, the fallback is last.
 
-    row pipelines   contraction, attention, row reduction   (`rows`)
-    nests           window, pointwise, fallback             (`nest`)
+row pipelines   contraction, attention, row reduction   (`rows`)
+nests           window, pointwise, fallback             (`nest`)
 """
 
 from __future__ import annotations

@@ -68,3 +68,11 @@ def flatten(stage: Stage, batch: int, rows: int, contraction: bool) -> Flat:
     axes = (*lead, *digits(N, inner))
     extents = (b, m, math.prod(inner))
     return Flat(stage, reindex(stage.body, axes, stage.domain), extents[N], extents, axes[: len(shape)])
+
+
+def flat_address(index: tuple[Lin, ...], shape: tuple[int, ...]) -> Lin:
+    """Row-major offset of a column coordinate."""
+    address = Lin()
+    for value, extent in zip(index, shape, strict=True):
+        address = address * extent + value
+    return address

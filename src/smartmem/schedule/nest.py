@@ -34,13 +34,11 @@ from smartmem.codegen.c_expr import (
 )
 from smartmem.codegen.c_index import Axes, along, c_lin, has_division
 from smartmem.codegen.writer import Writer
-from smartmem.index.lin import Digit, Lin, Lookup, Mark, axes_of, lin
-from smartmem.index.map import Guard
+from smartmem.index.lin import Lin, axes_of, renumber
 from smartmem.index.refine import merge, refine
 from smartmem.kernel.expr import (
     Alu,
     Choose,
-    Const,
     DType,
     Expr,
     Iota,
@@ -49,8 +47,10 @@ from smartmem.kernel.expr import (
     choose,
     const,
     cost,
-    iota,
+    index_values,
+    is_zero,
     load,
+    map_lins,
     rebuild,
     walk,
 )
@@ -69,10 +69,7 @@ def accepts(kernel: Kernel) -> bool:
     if any(stage.shape != shape for stage in kernel.stages):
         return False
     return all(
-        access.index == stage.space()
-        for stage in kernel.stages
-        for access in stage.loads()
-        if access.tensor in local
+        access.index == stage.space() for stage in kernel.stages for access in stage.loads() if access.tensor in local
     )
 
 
@@ -98,30 +95,6 @@ class Nest:
         return list(dict.fromkeys([self.store, *(v for body in self.bodies for v in index_values(body))]))
 
 
-def index_values(body: Expr) -> list[Lin]:
-    """Every Lin in an expression."""
-    values: list[Lin] = []
-    for node in walk(body):
-        if isinstance(node, Load):
-            values += node.index
-        elif isinstance(node, Iota):
-            values.append(node.lin)
-        elif isinstance(node, Choose):
-            values += (g.lin for g in node.guards)
-    return values
-
-
-def map_lins(expr: Expr, change: Mapping[Lin, Lin]) -> Expr:
-    """`expr` with every Lin replaced."""
-
-    def leaf(node: Load | Iota) -> Expr:
-        if isinstance(node, Iota):
-            return iota(change[node.lin], node.dtype)
-        return load(node.tensor, tuple(change[i] for i in node.index), node.dtype)
-
-    return rebuild(expr, leaf, lambda g: Guard(change[g.lin], g.ext))
-
-
 def addressed(expr: Expr, storages: Mapping[str, Storage], local: set[str]) -> Expr:
     """Loads from memory rewritten to their element address; loads of local stages lose their index."""
 
@@ -140,7 +113,7 @@ def hoist_padding(body: Expr) -> Expr:
     if isinstance(body, Alu) and body.op == "mul":
         for this, other in ((0, 1), (1, 0)):
             factor = body.args[this]
-            if isinstance(factor, Choose) and _is_zero(factor.otherwise) and body.dtype.kind == "f":
+            if isinstance(factor, Choose) and is_zero(factor.otherwise) and body.dtype.kind == "f":
                 args = (factor.then, body.args[other]) if this == 0 else (body.args[other], factor.then)
                 return choose(factor.guards, alu("mul", *args), const(0, body.dtype))
     return body
@@ -155,7 +128,7 @@ def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
     for number, stage in enumerate(kernel.stages):
         moved = {rank + k: len(extents) + k for k in range(len(stage.reduce))}
         body = addressed(hoist_padding(stage.body) if stage.combine == "sum" else stage.body, storages, local)
-        change = {v: _renumber(v, moved) for v in index_values(body)}
+        change = {v: renumber(v, moved) for v in index_values(body)}
         bodies.append(map_lins(body, change))
         extents += stage.reduce
         owner += [number] * len(stage.reduce)
@@ -176,24 +149,12 @@ def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
     return Nest(merged.extents, space, [map_lins(b, change) for b in bodies], loops, change[store])
 
 
-def _renumber(value: Lin, moved: Mapping[int, int]) -> Lin:
-    """`value` with loop axes renumbered."""
-    terms = []
-    for stride, digit in value.terms:
-        axis = digit.axis
-        if isinstance(axis, Mark):
-            axis = Mark(_renumber(axis.lin, moved), axis.ext)
-        elif isinstance(axis, Lookup):
-            axis = Lookup(axis.tensor, tuple(_renumber(i, moved) for i in axis.index), axis.ext)
-        else:
-            axis = moved.get(axis, axis)
-        terms.append((stride, Digit(axis, digit.lo, digit.ext)))
-    return lin(value.offset, tuple(terms))
-
-
 def choose_lane(nest: Nest, kernel: Kernel, width: int) -> Lane | None:
     """The space loop along which the store and the loads move by one or not at all, None if scalar code is better."""
-    if not all(vectorizable(b, s.dtype) and s.combine in _ACCUMULATE | {""} for b, s in zip(nest.bodies, kernel.stages, strict=True)):
+    if not all(
+        vectorizable(b, s.dtype) and s.combine in _ACCUMULATE | {""}
+        for b, s in zip(nest.bodies, kernel.stages, strict=True)
+    ):
         return None
     best: tuple[float, Lane] | None = None
     for axis in range(nest.space):
@@ -295,7 +256,9 @@ class _Tasks:
         taken = {lane.axis if lane else -1, jam.axis if jam else -1}
         loops = tuple(a for a in range(nest.space) if a not in taken)
         elements = math.prod(nest.extents[: nest.space])
-        per_element = sum(cost(s.body) + 1 for s in kernel.stages) * max(1, *(math.prod(s.reduce) for s in kernel.stages))
+        per_element = sum(cost(s.body) + 1 for s in kernel.stages) * max(
+            1, *(math.prod(s.reduce) for s in kernel.stages)
+        )
         work = elements * per_element // (1 if lane is None else 4)
         wanted = max(1, min(TASKS, work // TASK_WORK))
         outer, tasks = 0, 1
@@ -364,7 +327,9 @@ def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> J
     reducing = set(range(nest.space, len(nest.extents)))
     best: tuple[int, Jam] | None = None
     for axis in range(nest.space):
-        strides = [s for n in walk(inner) if isinstance(n, Load) and n.index for s, d in n.index[0].terms if d.axis == axis]
+        strides = [
+            s for n in walk(inner) if isinstance(n, Load) and n.index for s, d in n.index[0].terms if d.axis == axis
+        ]
         if axis == lane.axis or not strides or nest.extents[axis] < width:
             continue
         low, high = 0, nest.extents[axis]
@@ -404,7 +369,9 @@ def _jam_loop(
     """The sliding loop: `jam.width` iterations together where no guard fails, single ones at the borders."""
     name, extent = context.axes.names[jam.axis], nest.extents[jam.axis]
     with writer.block(f"for (long at = 0, step; at < {extent}; at += step)"):
-        inside = f"at + {jam.width} <= {jam.high}" if jam.low == 0 else f"at >= {jam.low} && at + {jam.width} <= {jam.high}"
+        inside = (
+            f"at + {jam.width} <= {jam.high}" if jam.low == 0 else f"at >= {jam.low} && at + {jam.width} <= {jam.high}"
+        )
         writer.line(f"step = {inside} ? {jam.width} : 1;")
         with writer.block(f"if (step == {jam.width})"):
             _lane_loop(lane, plan, context, writer, lambda ctx: _jammed(kernel, nest, jam, ctx, writer, pointers))
@@ -425,10 +392,12 @@ def _jammed(
     writer.line(f"f32v {', '.join(f'{t} = sm_splat({start})' for t in totals)};")
     context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
     with ExitStack() as loops:
-        guards = tuple(g for g in body.guards if jam.axis not in set(axes_of(g.lin))) if isinstance(body, Choose) else ()
+        guards = (
+            tuple(g for g in body.guards if jam.axis not in set(axes_of(g.lin))) if isinstance(body, Choose) else ()
+        )
         pending = list(guards)
         inner = body.then if isinstance(body, Choose) else body
-        skip = isinstance(body, Choose) and stage.combine == "sum" and _is_zero(body.otherwise)
+        skip = isinstance(body, Choose) and stage.combine == "sum" and is_zero(body.otherwise)
         bound = set(range(nest.space))
         for axis in reduces:
             if axis == reduces[-1] and nest.extents[axis] <= 16:
@@ -490,17 +459,13 @@ def _reduction(
     with ExitStack() as loops:
         for axis in reduces:
             loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
-        if isinstance(body, Choose) and combine == "sum" and _is_zero(body.otherwise):
+        if isinstance(body, Choose) and combine == "sum" and is_zero(body.otherwise):
             loops.enter_context(writer.block(f"if ({c_guards(body.guards, context.axes)})"))
             body = body.then
         inner = Emitter(writer, context)
         value = inner.as_vector(inner.value(body), body.dtype)
         writer.line(f"{total} = {combined(combine, total, value, vector, dtype)};")
     return Value(total, vector)
-
-
-def _is_zero(expr: Expr) -> bool:
-    return isinstance(expr, Const) and expr.value == 0
 
 
 def _arg_reduction(

@@ -1,8 +1,9 @@
 """Axis roles of a contraction, and alignment: a stage rewritten so that its row axes come first.
 
-For ``out = sum over k of A * B`` a space axis that only A has is a *row*, one that only B has is a *column*, one that both
-have is a *batch* axis (the groups of a convolution, the heads of attention). Digits count on their own: with groups
-the output-channel axis is a batch digit (group) and a column digit (channel in the group), so axes are refined first.
+For ``out = sum over k of A * B`` a space axis that only A has is a *row*, one that only B has is a *column*, one that
+both have is a *batch* axis (the groups of a convolution, the heads of attention). Digits count on their own: with
+groups the output-channel axis is a batch digit (group) and a column digit (channel in the group), so axes are refined
+first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import IndexMap
 from smartmem.index.refine import refine
-from smartmem.kernel.expr import Alu, Choose, Const, Expr, Load, alu, loads
+from smartmem.kernel.expr import Alu, Expr, alu, index_values, loads
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 
 MIN_COLUMNS = 4  # with fewer columns per batch entry a contraction is a window reduction (depthwise convolution)
@@ -41,16 +42,7 @@ def factors(stage: Stage) -> tuple[Expr, Expr] | None:
 
 def expr_axes(expr: Expr) -> set[int]:
     """Loop axes that an expression depends on."""
-    from smartmem.schedule.nest import index_values
-
     return {axis for value in index_values(expr) for axis in axes_of(value)}
-
-
-def is_padded_load(expr: Expr) -> bool:
-    """A load, or a load guarded against padding with zero."""
-    if isinstance(expr, Choose):
-        return isinstance(expr.then, Load) and isinstance(expr.otherwise, Const) and expr.otherwise.value == 0
-    return isinstance(expr, Load)
 
 
 @dataclass(frozen=True)
@@ -88,8 +80,6 @@ def _is_constant(expr: Expr, constants: set[str]) -> bool:
 
 def _refined(stage: Stage) -> Aligned:
     """Cuts the space axes where the operands' coordinates ask for it."""
-    from smartmem.schedule.nest import index_values
-
     space = len(stage.shape)
     values = index_values(stage.body)
     refined = refine(stage.shape, [_space_only(v, space) for v in values])
@@ -126,3 +116,12 @@ def align_pointwise(stage: Stage, row_values: tuple[Lin, ...]) -> Aligned:
     rows = [k for k in range(len(refined.extents)) if k in used]
     columns = [k for k in range(len(refined.extents)) if k not in used]
     return permuted(start, (*rows, *columns), len(rows))
+
+
+def is_contraction(stage: Stage, rows: int) -> bool:
+    """Whether a stage of a row pipeline is a contraction: a product summed, with columns that only B has."""
+    operands = factors(stage)
+    if operands is None or len(stage.shape) == rows:
+        return False
+    columns = set(range(rows, len(stage.shape)))
+    return not columns & expr_axes(operands[0])

@@ -52,7 +52,7 @@ def gather_regions(x: Tensor, routes: Tensor) -> Tensor:
     `x`: `(B, R, S, C)`; `routes`: `(B, R, topk)`, which regions; returns `(B * R, topk * S, C)`.
     """
     batch, regions, size, channels = x.shape
-    first = torch.arange(batch).reshape(batch, 1, 1) * regions  # regions of earlier images
+    first = torch.arange(batch, device=x.device).reshape(batch, 1, 1) * regions  # regions of earlier images
     flat = x.reshape(batch * regions, size * channels)
     chosen = flat.index_select(0, (routes + first).reshape(-1))
     return chosen.reshape(batch * regions, -1, channels)

@@ -48,12 +48,13 @@ def relative_positions(frames: int) -> Tensor:
 def relative_shift(x: Tensor) -> Tensor:
     """Row i of `(B, h, T, 2T - 1)` moved left by `T - 1 - i`, and the first T columns: `out[i, j] = x[i, T-1-i+j]`.
 
-    One padded column makes the rows 2T long; read as rows of T, they drift by one per row:
+    One padded column makes the rows 2T long; without the first T values, read as rows of 2T - 1, they drift by one
+    per row. T = 2:
 
-        T = 2:  a b c  ->  0 a b c  ->  0 a    ->  (drop the   b c d  ->  b c
-                d e f      0 d e f      b c        first row)  0 .. ->    d e
-                                        0 d
-                                        e f
+        a b c  ->  0 a b c  ->  0 a  ->  b c  ->  b c 0  ->  b c
+        d e f      0 d e f      b c      0 d      d e f      d e
+                                0 d      e f
+                                e f
     """
     batch, heads, count, width = x.shape
     drifted = nn.functional.pad(x, (1, 0)).reshape(batch, heads, width + 1, count)

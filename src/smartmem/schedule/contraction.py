@@ -1,0 +1,295 @@
+"""Contractions in register tiles: ``C[m, n] = sum over k of A[m, k] * B[k, n]`` inside a row pipeline.
+
+For each panel of B and each block of k, all row tiles of the block in turn; the pointwise epilogue follows a tile's
+last block of k. The tile functions are shared by all kernels of a file.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from smartmem.codegen.c_expr import (
+    Emitter,
+    Lane,
+    Value,
+    c_guards,
+)
+from smartmem.codegen.c_index import Axes, c_lin
+from smartmem.index.lin import Lin, axis_digit
+from smartmem.kernel.stage import Stage
+from smartmem.schedule.flatten import Flat, K, N
+from smartmem.schedule.operand_a import Walk, walk_of
+from smartmem.schedule.operand_b import direct_b
+from smartmem.schedule.tiling import tile_columns
+
+if TYPE_CHECKING:
+    from smartmem.schedule.row_emitter import RowEmitter
+
+
+def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
+    """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
+
+    It fetches `prefetch` cache lines of what comes next per four steps of k.
+    """
+    name = f"sm_tile_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
+    fetch = f"for (int j = 0; j < {prefetch}; ++j) __builtin_prefetch(next + j * 16, 0, 2);"
+    ahead = (
+        f"""
+#pragma GCC unroll {prefetch}
+            {fetch}
+            next += {16 * prefetch};"""
+        if prefetch
+        else ""
+    )
+    step = f"""\
+            {{
+                f32v column[{vectors}];
+#pragma GCC unroll {vectors}
+                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load(b + j * SM_W);
+#pragma GCC unroll {rows}
+                for (int i = 0; i < {rows}; ++i) {{
+                    const f32v x = sm_splat(row[i][k]);
+#pragma GCC unroll {vectors}
+                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+                }}
+            }}"""
+    text = f"""\
+/* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip`
+   apart, each good for k in [from, to). */
+static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long from, long to,
+                                             const float *b, long stride, float *c, int first, const float *next) {{
+    f32v acc[{rows}][{vectors}];
+#pragma GCC unroll {rows}
+    for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+        for (int j = 0; j < {vectors}; ++j) acc[i][j] = sm_splat(0.0f);
+    (void)next;
+    for (long q = 0; q < segments; ++q, a += skip) {{
+        const float *row[{rows}];
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i) row[i] = a[i];
+        long k = from;
+        for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
+#pragma GCC unroll 4
+            for (int u = 0; u < 4; ++u) {{
+                f32v column[{vectors}];
+#pragma GCC unroll {vectors}
+                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load(b + u * stride + j * SM_W);
+#pragma GCC unroll {rows}
+                for (int i = 0; i < {rows}; ++i) {{
+                    const f32v x = sm_splat(row[i][k + u]);
+#pragma GCC unroll {vectors}
+                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+                }}
+            }}
+        }}
+        for (; k < to; ++k, b += stride) {step}
+    }}
+    if (first) {{
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+            for (int j = 0; j < {vectors}; ++j) sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j]);
+    }} else {{
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+            for (int j = 0; j < {vectors}; ++j)
+                sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j] + sm_load(c + (i * {vectors} + j) * SM_W));
+    }}
+}}
+"""
+    return name, text
+
+
+K_BLOCK = 768  # steps of k that A's tile and B's panel share L1 and L2 for
+
+
+def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None:
+    """Row pointers, then panels x blocks of k x row tiles; the epilogue follows each tile's last block."""
+    p, w = e.pipeline, e.writer
+    flat, walk = p.flats[stage.name], walk_of(p, stage)
+    width, tiling, columns = tile_columns(p.target, flat.columns), p.tiling, flat.columns
+    with w.block(""):
+        table = tiling.block
+        _row_pointers(e, stage, flat, walk, table)
+        source, stride, streamed = _b_pointer(e, stage, flat, walk, width)
+        start, end = "0", str(columns)
+        if (epilogue or [stage])[-1] is p.stages[-1] and e.task.column_chunks > 1:
+            start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
+        blocks = _k_blocks(walk)
+        prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed else 0
+        held = tiling.block if blocks.count > 1 else tiling.rows
+        w.line(f"float *const c = s + {p.reserve(held * width)};")
+        with w.loop("n0", end, start, width):
+            w.line(f"const float *const bp = {source};")
+            if blocks.count == 1:
+                _tile_loop(e, stage, epilogue, flat, walk, blocks, stride, prefetch, width)
+            else:
+                with w.loop("kb", blocks.count):
+                    _tile_loop(e, stage, epilogue, flat, walk, blocks, stride, prefetch, width)
+
+
+@dataclass(frozen=True)
+class KBlocks:
+    """The reduction in blocks: either `segments` whole segments each, or each segment in `parts` parts of `length`."""
+
+    count: int
+    segments: int
+    parts: int
+    length: int
+
+
+def _k_blocks(walk: Walk) -> KBlocks:
+    if walk.depth <= K_BLOCK * 4 // 3:
+        return KBlocks(1, walk.count, 1, walk.run)
+    if walk.run > K_BLOCK:
+        parts = -(-walk.run // K_BLOCK)
+        length = -(-walk.run // parts // 4) * 4
+        return KBlocks(walk.count * parts, 1, parts, length)
+    segments = max(1, K_BLOCK // walk.run)
+    return KBlocks(-(-walk.count // segments), segments, 1, walk.run)
+
+
+def _tile_loop(
+    e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, walk: Walk, blocks: KBlocks, stride: int,
+    prefetch: int, width: int,
+) -> None:  # fmt: skip
+    """All row tiles of the block with one panel and one block of k."""
+    p, w = e.pipeline, e.writer
+    tiling, table = p.tiling, p.tiling.block
+    vectors = width // p.target.lanes
+    a, b, segments, first_k, last_k, first, final = "a", "bp", str(walk.count), "0", str(walk.run), "1", ""
+    if blocks.count > 1:
+        first, final = "kb == 0", f"if (kb == {blocks.count - 1})"
+        if blocks.parts > 1:
+            segment = "0" if walk.count == 1 else f"kb / {blocks.parts}"
+            part = "kb" if walk.count == 1 else f"kb % {blocks.parts}"
+            w.line(f"const long k_from = {part} * {blocks.length};")
+            w.line(f"const long k_to = k_from + {blocks.length} < {walk.run} ? k_from + {blocks.length} : {walk.run};")
+            first_k, last_k, segments = "k_from", "k_to", "1"
+            a = "a" if walk.count == 1 else f"a + {segment} * {table}"
+            b = f"bp + ({segment} * {walk.run} + k_from) * {stride}" if walk.count > 1 else f"bp + k_from * {stride}"
+        else:
+            w.line(f"const long q_from = kb * {blocks.segments};")
+            rest = f"{walk.count} - q_from"
+            w.line(f"const long taps = {rest} < {blocks.segments} ? {rest} : {blocks.segments};")
+            segments, a, b = "taps", f"a + q_from * {table}", f"bp + q_from * {walk.run * stride}"
+    with w.loop("q", "h", "g"):
+        w.line(f"const long i = {tiling.start('q')} - m0;")
+        held = f"c + i * {width}" if blocks.count > 1 else "c"
+        ahead = f"(q - g) * {-(-blocks.length * blocks.segments // 4) * prefetch * 16}"
+        ahead = f"{b} + ({segments}) * ({last_k} - {first_k}) * {stride} + {ahead}" if prefetch else "bp"
+        w.line(f"float *const cq = {held};")
+
+        def call(rows: int) -> str:
+            name, text = tile_function(rows, vectors, prefetch)
+            p.support[name] = text
+            return f"{name}({a} + i, {segments}, {table}, {first_k}, {last_k}, {b}, {stride}, cq, {first}, {ahead});"
+
+        if tiling.tall == tiling.count:
+            w.line(f"const long height = {tiling.rows};")
+            w.line(call(tiling.rows))
+        else:
+            w.line(f"const long height = q < {tiling.tall} ? {tiling.rows} : {tiling.rows - 1};")
+            w.line(f"if (q < {tiling.tall}) {call(tiling.rows)}")
+            w.line(f"else {call(tiling.rows - 1)}")
+        with w.block(final), w.loop("y", "height"):
+            w.line("const long r = i + y, m = m0 + r;")
+            w.line("(void)m;")
+            _epilogue_row(e, stage, epilogue, flat, flat.columns, width)
+
+
+def _row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:
+    """a[segment][row]: where each row of A starts in each segment; guarded rows start at zeros."""
+    p, w = e.pipeline, e.writer
+    size = walk.count * table
+    offset = p.reserve(2 * size)
+    w.line(f"const float **const a = (const float **)(s + {offset});")
+    extents = (*flat.extents[:K], *walk.segments, walk.run)
+    context = e.context(replace(flat, extents=extents), None, row="m", column="0")
+    names = {**context.axes.names, K + len(walk.segments): "0"}
+    axes = replace(context.axes, names=names)
+    segment = Lin()
+    with ExitStack() as loops:
+        for k, extent in enumerate(walk.segments):
+            segment = segment * extent + axis_digit(K + k, extent)
+            loops.enter_context(w.loop(f"k{k}", extent))
+        loops.enter_context(w.loop("r", "rows"))
+        w.line("const long m = m0 + r;")
+        slot = f"({c_lin(segment, axes)}) * {table} + r" if walk.segments else "r"
+        w.line(f"(void)m, a[{slot}] = {_branch_pointers(e, walk, axes)};")
+
+
+def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
+    """``guards ? base + address : ... : zeros`` as a C expression."""
+    p = e.pipeline
+    text = ""
+    for branch in walk.branches:
+        if branch.tensor in {s.name for s in p.stages}:
+            place = p.places[branch.tensor]
+            base = f"s + {place.offset} + r * {place.width} + {c_lin(branch.address, axes)}"
+        else:
+            base = f"{e.pointers[branch.tensor]} + {c_lin(branch.address, axes)}"
+        if not branch.guards:
+            return text + base
+        text += f"{c_guards(branch.guards, axes)} ? {base} : "
+    p.support[f"zeros{walk.run}"] = f"static const float sm_zeros_{walk.run}[{walk.run}];\n"
+    return text + f"sm_zeros_{walk.run}"
+
+
+def _b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int, bool]:
+    """C expression for panel n0 of B, the distance between its rows, and whether it streams from memory."""
+    p = e.pipeline
+    size = walk.depth * width
+    if stage.name in e.packed.slot:
+        pointer = e.arguments.pointer(e.packed.slot[stage.name], "float")
+        batches = e.packed.weights[e.packed.slot[stage.name]].shape[0]
+        per_batch = f"b * {-(-flat.columns // width) * size} + " if batches > 1 else ""
+        return f"{pointer} + {per_batch}n0 / {width} * {size}", width, True
+    direct = direct_b(p, stage)
+    if direct is None:
+        return f"s + {e.packed_offset(stage)} + n0 / {width} * {size}", width, False
+    context = e.context(flat, None, row="0", column="n0")
+    names = {**context.axes.names, K: "0"}
+    address = c_lin(direct.address, replace(context.axes, names=names, extents=(*flat.extents[:K], walk.run)))
+    return f"{e.pointers[direct.tensor]} + {address}", direct.stride, False
+
+
+def _epilogue_row(e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, columns: int, width: int) -> None:
+    """One row of the tile: chunks of lanes through the epilogue stages, then stored."""
+    p, w = e.pipeline, e.writer
+    lanes = p.target.lanes
+    lane = Lane(N, columns, lanes)
+    limit = f"n0 + {width}" if columns % width == 0 else f"(n0 + {width} < {columns} ? n0 + {width} : {columns})"
+    with w.loop("n", limit, "n0", "SM_W"):
+        if columns % lanes == 0:
+            _epilogue_chunk(e, stage, epilogue, flat, lane, width)
+            return
+        if columns > lanes:
+            with w.block(f"if (n + SM_W <= {columns})"):
+                _epilogue_chunk(e, stage, epilogue, flat, lane, width)
+            header = "else"
+        else:
+            header = ""
+        with w.block(header):
+            w.line(f"const long count = {columns} - n;")
+            _epilogue_chunk(e, stage, epilogue, flat, replace(lane, count="count"), width)
+
+
+def _epilogue_chunk(e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, lane: Lane, width: int) -> None:
+    w = e.writer
+    e.values = {}
+    emitter = Emitter(w, e.context(flat, lane))
+    total = emitter.name(f"sm_load(cq + y * {width} + (n - n0))", stage.dtype, True)
+    e.values[stage.name] = total
+    text = total.text
+    for following in epilogue:
+        value = emitter.value(e.pipeline.flats[following.name].body)
+        e.values[following.name] = Value(emitter.as_vector(value, following.dtype), True)
+        text = e.values[following.name].text
+    last = (epilogue or [stage])[-1]
+    e.keep_vector(last, e.pipeline.flats[last.name], emitter, text, lane)
+    e.values = {}

@@ -1,0 +1,238 @@
+"""Operand A of a contraction, read in place: segments, runs and branches.
+
+The reduction is a sequence of *segments*, in each of which A is contiguous along the innermost reduce axis (for a 3x3
+convolution over a channels-last tensor 9 segments of C floats, for a matmul one of K). A table of row pointers per
+segment replaces im2col; a pointer to zeros stands for padding; a Concat along the reduction is a choice of pointers.
+An operand without such an axis gets a packing stage into scratch first (`pack_operand`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from smartmem.index.divide import divide
+from smartmem.index.lin import Digit, Lin, axes_of, axis_digit, lin, renumber
+from smartmem.index.map import Guard
+from smartmem.index.refine import refine
+from smartmem.index.substitute import substitute
+from smartmem.kernel.expr import (
+    Alu,
+    Choose,
+    Expr,
+    Load,
+    alu,
+    const,
+    is_zero,
+    load,
+    loads,
+)
+from smartmem.kernel.stage import Stage, reindex
+from smartmem.layout.storage import Storage
+from smartmem.schedule.flatten import B, Flat, K, M, N, flat_address, flatten
+from smartmem.schedule.roles import factors
+
+if TYPE_CHECKING:
+    from smartmem.schedule.pipeline import Pipeline
+
+MAX_SEGMENTS = 256
+MIN_RUN = 8  # floats of A that must be contiguous for reading it in place
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One source of A: `tensor` at `address` where `guards` hold (all over the flat axes of the walk)."""
+
+    guards: tuple[Guard, ...]
+    tensor: str
+    address: Lin
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How the reduction walks over A: segments, then a contiguous run.
+
+    Attributes:
+        segments: extents of the segment axes, outermost first; flat axes K, K+1, ...
+        run: extent of the contiguous axis, the last flat axis.
+        axes: each reduce axis of the stage as a Lin over the segment axes and the run.
+        branches: where A lies, the first whose guards hold (none depends on the run); zeros where none does. Several
+            branches are a Concat along the reduction that was never made.
+    """
+
+    segments: tuple[int, ...]
+    run: int
+    axes: tuple[Lin, ...]
+    branches: tuple[Branch, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.segments)
+
+    @property
+    def depth(self) -> int:
+        return self.count * self.run
+
+
+def walk_operand(flat: Flat, branches: list[Branch]) -> Walk | None:
+    """The walk over A given by `branches`, or None if it has no contiguous axis."""
+    reduce = flat.extents[K:]
+    asks = [_reduce_only(v) for b in branches for v in (b.address, *(g.lin for g in b.guards))]
+    for branch in branches:
+        for guard in branch.guards:
+            asks += _cuts(guard, flat.extents)
+    refined = refine((1, 1, 1, *reduce), asks)
+    sub = [n for n, o in zip(refined.extents, refined.origin, strict=True) if o >= K]
+    # refine numbers the sub-axes from 0 (extent-1 axes leave none): renumber them behind the flat axes
+    number = {k: K + k for k in range(len(sub))}
+    axes = tuple(renumber(a, number) for a in refined.axes[K:])
+    lead = (axis_digit(B, flat.extents[B]), axis_digit(M, flat.extents[M]), axis_digit(N, flat.extents[N]))
+    full = (*lead, *axes)
+    for run in reversed(range(len(sub))):
+        moved = _along_run(branches, full, flat.extents, K + run, sub[run])
+        if moved is not None:
+            break
+    else:
+        return None
+    order = [k for k in range(len(sub)) if k != run] + [run]
+    place = {K + k: K + position for position, k in enumerate(order)}
+    return Walk(
+        tuple(sub[k] for k in order[:-1]), sub[run],
+        tuple(renumber(a, place) for a in axes),
+        tuple(
+            Branch(
+                tuple(Guard(renumber(g.lin, place), g.ext) for g in b.guards), b.tensor, renumber(b.address, place)
+            )
+            for b in moved
+        ),
+    )  # fmt: skip
+
+
+def _along_run(
+    branches: list[Branch], axes: tuple[Lin, ...], extents: tuple[int, ...], run: int, length: int
+) -> list[Branch] | None:
+    """The branches over refined axes if axis `run` is contiguous in all of them and no guard depends on it."""
+    moved: list[Branch] = []
+    for branch in branches:
+        address = substitute(branch.address, axes, extents)
+        uses = [(s, d) for s, d in address.terms if run in set(axes_of(Lin(0, ((1, d),))))]
+        if (
+            len(uses) != 1
+            or uses[0][0] != 1
+            or uses[0][1].axis != run
+            or uses[0][1].lo != 1
+            or uses[0][1].ext != length
+        ):
+            return None
+        guards = []
+        for guard in branch.guards:
+            value, ext = substitute(guard.lin, axes, extents), guard.ext
+            if run in set(axes_of(value)) and ext % length == 0:  # 0 <= length*q + r < length*e  ->  0 <= q < e
+                value, ext = divide(value, length)[0], ext // length
+            if run in set(axes_of(value)):
+                return None
+            guards.append(Guard(value, ext))
+        moved.append(Branch(tuple(guards), branch.tensor, address))
+    return moved
+
+
+def _cuts(guard: Guard, extents: tuple[int, ...]) -> list[Lin]:
+    """Cuts that make a guard on one whole reduce axis (a piece of a Concat) a guard on its upper digit."""
+    terms = guard.lin.terms
+    if len(terms) != 1 or terms[0][0] != 1 or not isinstance(terms[0][1].axis, int) or terms[0][1].axis < K:
+        return []
+    axis = terms[0][1].axis
+    size = math.gcd(guard.lin.offset, guard.ext, extents[axis])
+    return [lin(0, ((1, Digit(axis, 1, size)),))] if 1 < size < extents[axis] else []
+
+
+def _reduce_only(value: Lin) -> Lin:
+    return Lin(0, tuple((s, d) for s, d in value.terms if isinstance(d.axis, int) and d.axis >= K))
+
+
+def operands(flat: Flat) -> tuple[Expr, Expr]:
+    assert isinstance(flat.body, Alu)
+    a, b = flat.body.args
+    return a, b
+
+
+def _a_branches(
+    a: Expr, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int
+) -> list[Branch] | None:
+    """Operand A as a chain of guarded loads that ends in zero or in a load, or None if it is computed."""
+    branches: list[Branch] = []
+    node: Expr = a
+    outer: tuple[Guard, ...] = ()
+    while isinstance(node, Choose) and is_zero(node.otherwise) and isinstance(node.then, Choose):  # padding of a Concat
+        outer, node = (*outer, *node.guards), node.then
+    guards: tuple[Guard, ...]
+    while True:
+        if isinstance(node, Choose) and isinstance(node.then, Load):
+            guards, access, node = node.guards, node.then, node.otherwise
+        elif isinstance(node, Load):
+            guards, access, node = (), node, const(0.0)
+        elif is_zero(node) and branches:
+            return branches
+        else:
+            return None
+        if access.tensor in local:
+            address = flat_address(access.index[rows:], local[access.tensor])
+        else:
+            address = storages[access.tensor].at(access.index)
+        branches.append(Branch((*outer, *guards), access.tensor, address))
+
+
+def _a_walk(
+    flat: Flat, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int
+) -> Walk | None:
+    """The walk over operand A, from memory or from a local tensor (given by its column extents)."""
+    branches = _a_branches(operands(flat)[0], storages, local, rows)
+    return None if branches is None else walk_operand(flat, branches)
+
+
+def pack_operand(
+    stage: Stage, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], batch: int, rows: int
+) -> tuple[Stage, Stage] | None:
+    """A packing stage for operand A and the contraction that reads it, or None if A can be read in place."""
+    flat = flatten(stage, batch, rows, contraction=True)
+    walk = _a_walk(flat, storages, local, rows)
+    if walk is not None and walk.count <= MAX_SEGMENTS and (walk.run >= MIN_RUN or walk.count == 1):
+        return None
+    pair = factors(stage)
+    assert pair is not None
+    a, b = pair
+    lead, columns = stage.shape[:rows], stage.shape[rows:]
+    order = _reduce_order(a, stage, {n: s for n, s in storages.items() if n not in local})
+    shape = (*lead, *(stage.reduce[k] for k in order))
+    axes: list[Lin] = [axis_digit(k, n) for k, n in enumerate(lead)] + [Lin()] * (len(columns) + len(stage.reduce))
+    for position, k in enumerate(order):
+        axes[len(stage.shape) + k] = axis_digit(rows + position, stage.reduce[k])
+    packing = Stage(f"{stage.name}.a", shape, a.dtype, reindex(a, tuple(axes), stage.domain), origin=stage.origin)
+    index = (
+        *(axis_digit(k, n) for k, n in enumerate(lead)),
+        *(axis_digit(len(stage.shape) + k, stage.reduce[k]) for k in order),
+    )
+    return packing, replace(stage, body=alu("mul", load(packing.name, index, a.dtype), b))
+
+
+def _reduce_order(a: Expr, stage: Stage, storages: Mapping[str, Storage]) -> list[int]:
+    """Reduce axes by decreasing stride in A's memory, so that packing reads forward."""
+    base, strides = len(stage.shape), [0] * len(stage.reduce)
+    for access in loads(a):
+        if access.tensor in storages:
+            for stride, digit in storages[access.tensor].at(access.index).terms:
+                if isinstance(digit.axis, int) and digit.axis >= base:
+                    strides[digit.axis - base] = max(strides[digit.axis - base], abs(stride))
+    return sorted(range(len(stage.reduce)), key=lambda k: -strides[k])
+
+
+def local_columns(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
+    return {s.name: s.shape[pipeline.rows :] for s in pipeline.stages[:-1]}
+
+
+def walk_of(pipeline: Pipeline, stage: Stage) -> Walk:
+    walk = _a_walk(pipeline.flats[stage.name], pipeline.storages, local_columns(pipeline), pipeline.rows)
+    assert walk is not None
+    return walk

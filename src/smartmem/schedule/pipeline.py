@@ -1,0 +1,272 @@
+"""A kernel as a row pipeline: its regions, where its local tensors live, and how its rows are tiled.
+
+In: a `Kernel` with `rows` set and the storages of the tensors it touches. Out: a `Pipeline`, which `row_emitter`
+writes as C. Regions are runs of row stages (one loop over the rows of a block) and contractions with their pointwise
+epilogue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from smartmem.codegen.c_index import has_division, split_by
+from smartmem.index.map import IndexMap
+from smartmem.kernel.expr import Expr, Iota, Load, load, loads, rebuild
+from smartmem.kernel.stage import Kernel, Stage, inline, tensors_read
+from smartmem.layout.storage import Storage
+from smartmem.schedule.code import Target
+from smartmem.schedule.flatten import Flat, N, flatten
+from smartmem.schedule.operand_a import pack_operand
+from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, permuted
+from smartmem.schedule.tiling import Tiling, tile_rows
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Region:
+    """Row stages run together (`contraction` is None), or a contraction and its pointwise epilogue stages."""
+
+    stages: list[Stage]
+    contraction: Stage | None = None
+
+
+@dataclass
+class Place:
+    """Where a local tensor lives: in C scalars of one row, in one row of scratch, or in scratch rows of the block.
+
+    `offset` counts floats from the start of the thread's scratch; `width` is the row length.
+    """
+
+    kind: str  # "scalar", "column" (one float per row of the block), "row", "block"
+    offset: int = 0
+    width: int = 0
+
+
+@dataclass
+class Pipeline:
+    """Everything the emitter knows of one kernel."""
+
+    kernel: Kernel
+    stages: list[Stage]
+    batch: int
+    rows: int
+    storages: Mapping[str, Storage]
+    target: Target
+    regions: list[Region] = field(default_factory=list)
+    places: dict[str, Place] = field(default_factory=dict)
+    flats: dict[str, Flat] = field(default_factory=dict)
+    constants: Mapping[str, Array] = field(default_factory=dict)
+    tiling: Tiling = field(default_factory=lambda: Tiling(1, 1, 1))
+    scratch: int = 0
+    support: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def is_contraction(self, stage: Stage) -> bool:
+        return is_contraction(stage, self.rows)
+
+    def contractions(self) -> list[Stage]:
+        return [s for s in self.stages if self.is_contraction(s)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.kernel.output.shape
+
+    @property
+    def batches(self) -> int:
+        return math.prod(self.shape[: self.batch])
+
+    @property
+    def height(self) -> int:
+        return math.prod(self.shape[self.batch : self.rows])
+
+    def reserve(self, floats: int) -> int:
+        """Offset of new scratch, in floats; 64-byte aligned."""
+        offset = self.scratch
+        self.scratch += -(-floats // 16) * 16
+        return offset
+
+
+def prepare(
+    kernel: Kernel, storages: Mapping[str, Storage], target: Target, constants: Mapping[str, Array]
+) -> Pipeline:
+    rows = kernel.rows
+    assert rows is not None
+    kernel = _batch_first(kernel, rows)
+    batch = len(_batch_axes(kernel, rows))
+    stages = _stage_operands(_inline_single(kernel.stages, rows), storages, batch, rows)
+    pipeline = Pipeline(kernel, stages, batch, rows, storages, target)
+    for stage in stages:
+        pipeline.flats[stage.name] = flatten(stage, batch, rows, pipeline.is_contraction(stage))
+    pipeline.regions = _regions(pipeline)
+    pipeline.constants = constants
+    note_divisions(pipeline)
+    pipeline.tiling = _tiling(pipeline)
+    _place(pipeline)
+    return pipeline
+
+
+def _batch_axes(kernel: Kernel, rows: int) -> list[int]:
+    """Row axes that a B operand depends on."""
+    used: set[int] = set()
+    for stage in kernel.stages:
+        if is_contraction(stage, rows):
+            operands = factors(stage)
+            assert operands is not None
+            used |= {axis for axis in expr_axes(operands[1]) if axis < rows}
+    return sorted(used)
+
+
+def _batch_first(kernel: Kernel, rows: int) -> Kernel:
+    """The same kernel with its batch axes before its other row axes."""
+    batch = _batch_axes(kernel, rows)
+    order = (*batch, *(k for k in range(rows) if k not in batch))
+    if order == tuple(range(rows)):
+        return kernel
+    stages, store = [], kernel.store or IndexMap.identity(kernel.output.shape)
+    for stage in kernel.stages:
+        full = (*order, *range(rows, len(stage.shape)))
+        moved = permuted(Aligned(stage, rows, IndexMap.identity(stage.shape)), full, rows)
+        stages.append(moved.stage)
+        if stage is kernel.output:
+            store = moved.store.then(store)
+    local = kernel.local()
+    stages = [_permute_loads(s, order, rows, local) for s in stages]
+    return Kernel(stages, kernel.tensor, kernel.shape, store, rows, kernel.notes)
+
+
+def _permute_loads(stage: Stage, order: tuple[int, ...], rows: int, local: set[str]) -> Stage:
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Load) and node.tensor in local:
+            return load(node.tensor, (*(node.index[k] for k in order), *node.index[rows:]), node.dtype)
+        return node
+
+    return replace(stage, body=rebuild(stage.body, leaf))
+
+
+def _inline_single(stages: list[Stage], rows: int) -> list[Stage]:
+    """Pointwise local stages that one later row stage reads are computed there, in registers."""
+    result = list(stages)
+    for stage in stages[:-1]:
+        current = next(s for s in result if s.name == stage.name)
+        users = [s for s in result if stage.name in tensors_read(s.body)]
+        if current.reduce or len(users) != 1 or is_contraction(users[0], rows):
+            continue
+        result = [inline(s, current) if s is users[0] else s for s in result if s is not current]
+    return result
+
+
+def _stage_operands(stages: list[Stage], storages: Mapping[str, Storage], batch: int, rows: int) -> list[Stage]:
+    """A operands that cannot be read in place get a stage of their own, which packs them into scratch."""
+    result: list[Stage] = []
+    local = {s.name: s.shape[rows:] for s in stages[:-1]}
+    for stage in stages:
+        if is_contraction(stage, rows):
+            packed = pack_operand(stage, storages, local, batch, rows)
+            if packed is not None:
+                result.append(packed[0])
+                stage = packed[1]
+        result.append(stage)
+    return result
+
+
+def _regions(pipeline: Pipeline) -> list[Region]:
+    regions: list[Region] = []
+    for number, stage in enumerate(pipeline.stages):
+        if pipeline.is_contraction(stage):
+            regions.append(Region([], stage))
+            continue
+        last = regions[-1] if regions else None
+        joins = last is not None and (last.contraction is None or _is_epilogue(pipeline, number))
+        if last is not None and joins:
+            last.stages.append(stage)
+        else:
+            regions.append(Region([stage]))
+    return regions
+
+
+def _is_epilogue(pipeline: Pipeline, number: int) -> bool:
+    """Whether all stages from the last contraction up to the next one (or the end) are pointwise."""
+    stages = pipeline.stages
+    marks = [k for k, s in enumerate(stages) if pipeline.is_contraction(s)]
+    start = max(k for k in marks if k < number)
+    end = min((k for k in marks if k > number), default=len(stages))
+    own = {s.name for s in stages[start:end]}
+    space = stages[start].space()
+    return all(
+        not s.reduce and s.shape == stages[start].shape and all(x.index == space for x in s.loads() if x.tensor in own)
+        for s in stages[start + 1 : end]
+    )
+
+
+def _tiling(pipeline: Pipeline) -> Tiling:
+    """Rows per tile and tiles per block: a block's A operands and local tensors stay in half of L2.
+
+    Tall problems go in blocks of about 56 rows through all panels; low ones keep all rows together, and columns are
+    divided among tasks instead.
+    """
+    contracted = pipeline.contractions()
+    height = pipeline.height
+    if not contracted:
+        return Tiling(height, 1, min(32, height))
+    rows = tile_rows(pipeline.target, height, max(pipeline.flats[s.name].columns for s in contracted))
+    count = -(-height // rows)
+    depth = max(math.prod(s.reduce) for s in contracted)
+    local = sum(pipeline.flats[s.name].columns for s in pipeline.stages[:-1] if s.shape[pipeline.rows :])
+    fitting = pipeline.target.l2 // 2 // (4 * (depth + local)) // rows
+    wanted = -(-TALL_BLOCK // rows) if height >= TALL and not _is_attention(pipeline) else count
+    return Tiling(height, rows, max(1, min(fitting, wanted, count)))
+
+
+TALL, TALL_BLOCK = 512, 56
+
+
+def _is_attention(pipeline: Pipeline) -> bool:
+    return len(pipeline.contractions()) == 2
+
+
+def _place(pipeline: Pipeline) -> None:
+    """Decides where each local tensor lives."""
+    region_of = {
+        s.name: k
+        for k, r in enumerate(pipeline.regions)
+        for s in [*r.stages, *([r.contraction] if r.contraction else [])]
+    }
+    for stage in pipeline.stages[:-1]:
+        users = [s for s in pipeline.stages if stage.name in tensors_read(s.body)]
+        same = all(region_of[u.name] == region_of[stage.name] for u in users)
+        region = pipeline.regions[region_of[stage.name]]
+        if not stage.shape[pipeline.rows :]:
+            if same:
+                pipeline.places[stage.name] = Place("scalar")
+            else:
+                pipeline.places[stage.name] = Place("column", pipeline.reserve(pipeline.tiling.block), 1)
+            continue
+        width = math.prod(stage.shape[pipeline.rows :])
+        if region.contraction is not None and same:
+            pipeline.places[stage.name] = Place("register")
+        elif same and region.contraction is None:
+            pipeline.places[stage.name] = Place("row", pipeline.reserve(width + 16), width)
+        else:
+            stride = -(-width // 16) * 16 + (16 if width % 256 < 16 and width >= 256 else 0)
+            pipeline.places[stage.name] = Place("block", pipeline.reserve(stride * pipeline.tiling.block + 16), stride)
+
+
+def note_divisions(pipeline: Pipeline) -> None:
+    """Logs the stages whose reductions divide along their columns: their digits have no common refinement."""
+    local = {stage.name for stage in pipeline.stages}
+    for stage in pipeline.stages:
+        if not stage.reduce or pipeline.is_contraction(stage):
+            continue
+        flat = pipeline.flats[stage.name]
+        for access in loads(flat.body):
+            if access.tensor in local:
+                continue
+            _, within = split_by(pipeline.storages[access.tensor].at(access.index), {N})
+            if has_division(within, flat.extents):
+                pipeline.notes.append(f"{stage.name} divides along its reduction to read {access.tensor}")

@@ -1,0 +1,328 @@
+"""The C function of a row pipeline: tasks, blocks of rows, and the regions one after the other."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import replace
+
+from smartmem.codegen.c_expr import (
+    Context,
+    Emitter,
+    Lane,
+    LocalReader,
+    Value,
+    c_guards,
+    lane_free,
+    lookup_renderer,
+)
+from smartmem.codegen.c_index import Axes, c_lin
+from smartmem.codegen.writer import Writer
+from smartmem.index.lin import Lin, axes_of, axis_digit
+from smartmem.index.map import Guard
+from smartmem.index.substitute import substitute
+from smartmem.kernel.expr import Choose, Const, loads, walk
+from smartmem.kernel.stage import Stage, reindex
+from smartmem.schedule.code import Arguments
+from smartmem.schedule.contraction import emit_contraction
+from smartmem.schedule.flatten import B, Flat, M, N, flat_address
+from smartmem.schedule.nest import combined, initial, store_vector
+from smartmem.schedule.operand_a import walk_of
+from smartmem.schedule.operand_b import Packed, direct_b, emit_pack, is_dynamic
+from smartmem.schedule.pipeline import Pipeline
+from smartmem.schedule.tasks import Task
+from smartmem.schedule.tiling import tile_columns
+
+
+class RowEmitter:
+    """Writes the C function of a pipeline."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        writer: Writer,
+        pointers: dict[str, str],
+        arguments: Arguments,
+        packed: Packed,
+        task: Task,
+    ) -> None:
+        self.pipeline = pipeline
+        self.writer = writer
+        self.pointers = pointers
+        self.arguments = arguments
+        self.packed = packed
+        self.task = task
+        self.values: dict[str, Value] = {}
+        self._packed_at: dict[str, int] = {}
+        self.mark = writer.mark()
+
+    def packed_offset(self, stage: Stage) -> int:
+        """Where in scratch the run-time panels of a contraction's B lie."""
+        if stage.name not in self._packed_at:
+            flat, walk = self.pipeline.flats[stage.name], walk_of(self.pipeline, stage)
+            width = tile_columns(self.pipeline.target, flat.columns)
+            self._packed_at[stage.name] = self.pipeline.reserve(-(-flat.columns // width) * width * walk.depth)
+        return self._packed_at[stage.name]
+
+    # -- structure
+
+    def function(self) -> None:
+        p, w, task = self.pipeline, self.writer, self.task
+        w.line("float *const s = scratch;")
+        w.line("(void)s;")
+        dynamic = [s for s in p.contractions() if is_dynamic(s, p.constants) and direct_b(p, s) is None]
+        if dynamic:
+            w.line("long packed = -1;")
+        with w.loop("t", "end", "begin"):
+            rest = "t"
+            if task.column_chunks > 1:
+                w.line(f"const long c0 = t % {task.column_chunks} * {task.span};")
+                rest = f"t / {task.column_chunks}"
+            if p.batches > 1:
+                inner = f"({rest})" if "/" in rest else rest
+                w.line(f"const long b = {inner if task.row_chunks == 1 else f'{inner} / {task.row_chunks}'};")
+            chunk = "0" if task.row_chunks == 1 else f"{f'({rest})' if '/' in rest else rest} % {task.row_chunks}"
+            tiling = p.tiling
+            w.line(f"const long low = {chunk if chunk == '0' else f'{chunk} * {task.chunk}'};")
+            w.line(f"const long high = low + {task.chunk} < {tiling.count} ? low + {task.chunk} : {tiling.count};")
+            if dynamic:
+                with w.block(f"if (packed != {'b' if p.batches > 1 else '0'})"):
+                    for stage in dynamic:
+                        emit_pack(self, stage)
+                    w.line(f"packed = {'b' if p.batches > 1 else '0'};")
+            with w.loop("g", "high", "low", tiling.group):
+                w.line(f"const long h = g + {tiling.group} < high ? g + {tiling.group} : high;")
+                w.line(f"const long m0 = {tiling.start('g')}, rows = {tiling.start('h')} - m0;")
+                for region in p.regions:
+                    if region.contraction is not None:
+                        emit_contraction(self, region.contraction, region.stages)
+                    else:
+                        self.row_region(region.stages)
+
+    def context(self, flat: Flat, lane: Lane | None, row: str = "m", column: str = "n") -> Context:
+        """Names for a flat stage; local tensors are read from where `place` put them."""
+        names = {B: "b" if self.pipeline.batches > 1 else "0", M: row, N: column}
+        for k in range(3, len(flat.extents)):
+            names[k] = f"k{k - 3}"
+        axes = Axes(names, flat.extents)
+        axes = replace(axes, lookup=lookup_renderer(self.pipeline.storages, self.pointers))
+        local = {s.name: self._reader(s) for s in self.pipeline.stages[:-1]}
+        return Context(axes, self.pipeline.storages, self.pointers, local, lane)
+
+    def _reader(self, stage: Stage) -> LocalReader:
+        place = self.pipeline.places[stage.name]
+        rows = self.pipeline.rows
+
+        def read(emitter: Emitter, index: tuple[Lin, ...]) -> Value:
+            if stage.name in self.values:
+                return self.values[stage.name]
+            if place.kind == "column":
+                return emitter.name(f"s[{place.offset} + r]", stage.dtype, False)
+            columns = flat_address(index[rows:], stage.shape[rows:])
+            base = f"s + {place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
+            return emitter.load_at(f"({base})", columns, stage.dtype)
+
+        return read
+
+    # -- row stages
+
+    def row_region(self, stages: list[Stage]) -> None:
+        """One loop over the rows of the block; inside, the loops over columns that the stages need."""
+        w = self.writer
+        with w.loop("r", "rows"):
+            w.line("const long m = m0 + r;")
+            self.values = {}
+            for group in self._groups(stages):
+                self._group(group)
+            self.values = {}
+
+    def _groups(self, stages: list[Stage]) -> list[list[Stage]]:
+        """Consecutive stages that share one column loop: the same columns, and no result of a reduction in between."""
+        groups: list[list[Stage]] = []
+        for stage in stages:
+            flat = self.pipeline.flats[stage.name]
+            loop = self._has_loop(stage)
+            if groups and loop and self._has_loop(groups[-1][0]) and self._joins(stage, groups[-1]):
+                groups[-1].append(stage)
+            else:
+                groups.append([stage])
+            del flat
+        return groups
+
+    def _has_loop(self, stage: Stage) -> bool:
+        return bool(stage.reduce or stage.shape[self.pipeline.rows :])
+
+    def _joins(self, stage: Stage, group: list[Stage]) -> bool:
+        flats = self.pipeline.flats
+        mine = flats[stage.name]
+        for other in group:
+            theirs = flats[other.name]
+            if theirs.columns != mine.columns:
+                return False
+            for load in loads(mine.body):
+                if load.tensor == other.name:
+                    if other.reduce:
+                        return False
+                    if load.index != theirs.space:
+                        return False
+        return True
+
+    def _group(self, group: list[Stage]) -> None:
+        w, flats = self.writer, self.pipeline.flats
+        if not self._has_loop(group[0]):
+            (stage,) = group
+            flat = flats[stage.name]
+            value = Emitter(w, self.context(flat, None)).value(flat.body)
+            self._keep_scalar(stage, value)
+            return
+        columns = flats[group[0].name].columns
+        totals = {}
+        for stage in group:
+            if stage.reduce:
+                totals[stage.name] = w.fresh("total")
+                w.line(f"f32v {totals[stage.name]} = sm_splat({initial(stage.combine, stage.dtype)});")
+        lane = Lane(N, columns, self.pipeline.target.lanes)
+        self.mark = w.mark()
+        if not all(self._lane_free(stage, lane) for stage in group):
+            if len(group) == 1 and self._is_packing(group[0]):
+                self._pack_row(group[0])
+                return
+            with w.loop("n", columns, reduces=bool(totals)):
+                self._element(group, totals)
+            for stage in group:
+                if stage.reduce:
+                    self._keep_scalar(stage, Value(f"sm_h{stage.combine}({totals[stage.name]})"))
+            return
+        full = columns - columns % lane.width
+        if full:
+            with w.loop("n", full, 0, "SM_W", reduces=bool(totals)):
+                self._chunk(group, lane, totals)
+        if columns % lane.width:
+            with w.block(""):
+                w.line(f"const long n = {full}, count = {columns - full};")
+                self._chunk(group, replace(lane, count="count"), totals)
+        for stage in group:
+            if stage.reduce:
+                self._keep_scalar(stage, Value(f"sm_h{stage.combine}({totals[stage.name]})"))
+
+    def _is_packing(self, stage: Stage) -> bool:
+        """A padded operand copied into scratch: its guards depend on rows and columns, outside lie zeros."""
+        body = stage.body
+        zero = isinstance(body, Choose) and isinstance(body.otherwise, Const) and body.otherwise.value == 0
+        return zero and not stage.reduce and stage is not self.pipeline.stages[-1]
+
+    def _pack_row(self, stage: Stage) -> None:
+        """Loops over the column axes, guards tested as soon as their axes are known."""
+        p, w = self.pipeline, self.writer
+        place, flat = p.places[stage.name], p.flats[stage.name]
+        columns = stage.shape[p.rows :]
+        first = len(flat.extents)
+        axes = (*flat.space[: p.rows], *(axis_digit(first + k, n) for k, n in enumerate(columns)))
+        body = reindex(stage.body, axes, stage.domain)
+        assert isinstance(body, Choose)
+        base = f"{place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
+        context = self.context(replace(flat, extents=(*flat.extents, *columns)), None)
+        names = {**context.axes.names, **{first + k: f"x{k}" for k in range(len(columns))}}
+        context = replace(context, axes=replace(context.axes, names=names))
+        with w.loop("n", math.prod(columns)):
+            w.line(f"s[{base} + n] = 0.0f;")
+        pending, bound = list(body.guards), set(range(first))
+        where = flat_address(axes[p.rows :], columns)
+        with ExitStack() as loops:
+            self._test(pending, bound, context, loops)
+            for k, extent in enumerate(columns):
+                if k == len(columns) - 1 and extent <= 8:
+                    w.line(f"#pragma GCC unroll {extent}")
+                loops.enter_context(w.loop(f"x{k}", extent))
+                bound.add(first + k)
+                self._test(pending, bound, context, loops)
+            value = Emitter(w, context).value(body.then)
+            w.line(f"s[{base} + {c_lin(where, context.axes)}] = {value.text};")
+
+    def _test(self, pending: list[Guard], bound: set[int], context: Context, loops: ExitStack) -> None:
+        ready = tuple(g for g in pending if set(axes_of(g.lin)) <= bound)
+        if ready:
+            pending[:] = [g for g in pending if g not in ready]
+            loops.enter_context(self.writer.block(f"if ({c_guards(ready, context.axes)})"))
+
+    def _lane_free(self, stage: Stage, lane: Lane) -> bool:
+        body = self.pipeline.flats[stage.name].body
+        return all(lane_free(n.guards, lane) for n in walk(body) if isinstance(n, Choose))
+
+    def _element(self, group: list[Stage], totals: dict[str, str]) -> None:
+        """One column with scalars, for stages whose guards change along the lane; reductions use lane 0."""
+        w, kept = self.writer, dict(self.values)
+        context = replace(
+            self.context(self.pipeline.flats[group[0].name], None), hoist=self.mark, inner=frozenset((N,))
+        )
+        emitter = Emitter(w, context)
+        for stage in group:
+            flat = self.pipeline.flats[stage.name]
+            value = emitter.value(flat.body)
+            if stage.reduce:
+                total = totals[stage.name]
+                scalar = combined(stage.combine, f"{total}[0]", value.text, False, stage.dtype)
+                w.line(f"{total}[0] = {scalar};")
+                continue
+            if stage is self.pipeline.stages[-1]:
+                where = c_lin(self.output_address(flat), emitter.context.axes)
+                w.line(f"{self.pointers[self.pipeline.kernel.tensor]}[{where}] = {value.text};")
+            else:
+                place = self.pipeline.places[stage.name]
+                base = f"{place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
+                w.line(f"s[{base} + n] = {value.text};")
+            self.values[stage.name] = value
+        self.values = kept
+
+    def _chunk(self, group: list[Stage], lane: Lane, totals: dict[str, str]) -> None:
+        w, kept = self.writer, dict(self.values)
+        context = replace(
+            self.context(self.pipeline.flats[group[0].name], lane), hoist=self.mark, inner=frozenset((N,))
+        )
+        emitter = Emitter(w, context)
+        for stage in group:
+            flat = self.pipeline.flats[stage.name]
+            value = emitter.value(flat.body)
+            text = emitter.as_vector(value, flat.body.dtype)
+            if stage.reduce:
+                total = totals[stage.name]
+                update = combined(stage.combine, total, text, True, stage.dtype)
+                if lane.count:
+                    update = f"sm_select(sm_first({lane.count}), {update}, {total})"
+                w.line(f"{total} = {update};")
+            else:
+                self.keep_vector(stage, flat, emitter, text, lane)
+                self.values[stage.name] = value
+        self.values = kept
+
+    def _keep_scalar(self, stage: Stage, value: Value) -> None:
+        w = self.writer
+        if stage is self.pipeline.stages[-1]:
+            flat = self.pipeline.flats[stage.name]
+            context = self.context(flat, None)
+            address = self.output_address(flat)
+            w.line(f"{self.pointers[self.pipeline.kernel.tensor]}[{c_lin(address, context.axes)}] = {value.text};")
+            return
+        place = self.pipeline.places[stage.name]
+        name = w.fresh("row")
+        w.line(f"const float {name} = {value.text};")
+        self.values[stage.name] = Value(name)
+        if place.kind == "column":
+            w.line(f"s[{place.offset} + r] = {name};")
+
+    def keep_vector(self, stage: Stage, flat: Flat, emitter: Emitter, text: str, lane: Lane) -> None:
+        if stage is self.pipeline.stages[-1]:
+            pointer = self.pointers[self.pipeline.kernel.tensor]
+            store_vector(self.writer, emitter.context, pointer, self.output_address(flat), text, stage.dtype)
+            return
+        place = self.pipeline.places[stage.name]
+        base = f"s + {place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
+        count = f", {lane.count}" if lane.count else ""
+        self.writer.line(f"sm_store{'_n' if lane.count else ''}({base} + n, {text}{count});")
+
+    def output_address(self, flat: Flat) -> Lin:
+        """Element address of the kernel's result over the flat axes of its last stage."""
+
+        kernel = self.pipeline.kernel
+        address = self.pipeline.storages[kernel.tensor].at(kernel.store_coords())
+        return substitute(address, flat.space, flat.stage.shape)

@@ -1,0 +1,76 @@
+"""How the work of a row pipeline divides into tasks that threads share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from smartmem.kernel.expr import cost
+from smartmem.schedule.operand_b import is_dynamic
+from smartmem.schedule.pipeline import Pipeline
+from smartmem.schedule.tiling import tile_columns
+
+TASKS = 16  # tasks wanted at least: a few per thread
+TASK_WORK = 1 << 17  # operations that are worth a task of their own
+
+
+@dataclass(frozen=True)
+class Task:
+    """How tasks divide the work: batch entries x chunks of `chunk` row tiles x chunks of `span` columns."""
+
+    row_chunks: int
+    chunk: int
+    column_chunks: int
+    span: int
+
+
+def divide_work(pipeline: Pipeline, width: int) -> Task:
+    tiling, batches = pipeline.tiling, pipeline.batches
+    contracted = pipeline.contractions()
+    dynamic = any(is_dynamic(s, pipeline.constants) for s in contracted)
+    wanted = max(1, min(TASKS, _work(pipeline) // TASK_WORK))
+    chunks = -(-tiling.count // tiling.group)
+    if dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
+        chunks = 1
+    elif dynamic:
+        chunks = min(tiling.count, max(1, -(-wanted // batches)))
+    elif not contracted:
+        chunks = min(chunks, max(1, wanted * 2))
+    chunk = -(-tiling.count // chunks)
+    if not dynamic and contracted:
+        chunk = -(-chunk // tiling.group) * tiling.group
+    chunks = -(-tiling.count // chunk)
+    columns, span = 1, width
+    if len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic and chunks * batches < wanted:
+        panel = tile_columns(pipeline.target, width)
+        columns, per = _column_chunks(-(-width // panel), -(-wanted // (chunks * batches)))
+        span = per * panel
+    return Task(chunks, chunk, columns, span)
+
+
+def _column_chunks(panels: int, most: int) -> tuple[int, int]:
+    """An even number of chunks of nearly equal size (so that 2, 4, 8 threads share them evenly), and their panels."""
+    best = (1, panels)
+    for count in range(2, min(panels, max(most, 2)) + 1, 2):
+        per = -(-panels // count)
+        if -(-panels // per) == count and per * count <= best_waste(panels, best) and (per >= 2 or panels <= 16):
+            best = (count, per)
+    return best
+
+
+def best_waste(panels: int, best: tuple[int, int]) -> int:
+    """Most panels' worth of slots that a split may use: 1/16 more than there are panels."""
+    del best
+    return panels + max(1, panels // 16)
+
+
+def is_contraction_last(pipeline: Pipeline) -> bool:
+    return pipeline.regions[-1].contraction is not None
+
+
+def _work(pipeline: Pipeline) -> int:
+    total = 0
+    for stage in pipeline.stages:
+        per = 1 if pipeline.is_contraction(stage) else 2 + cost(stage.body)
+        total += math.prod(stage.domain) * per
+    return total
