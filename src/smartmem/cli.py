@@ -19,6 +19,7 @@ import typer
 from smartmem.errors import InputError, ModelError, SmartmemError
 from smartmem.levels import LEVELS
 from smartmem.version import __version__
+from smartmem.zoo.cli import zoo_app
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="What is kept between runs.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
+app.add_typer(zoo_app, name="zoo")
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a .smem file made by compile.")]
 OnnxFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")]

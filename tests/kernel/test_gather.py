@@ -48,14 +48,14 @@ def test_gather_from_one_element() -> None:
 
 PATTERNS = [
     (np.arange(6), "i%6"),
-    (np.arange(5, -1, -1), "-1*i%6 + 5"),
-    (np.arange(0, 6, 2), "2*i%3"),
+    (np.arange(5, -1, -1), "-(i%6) + 5"),
+    (np.arange(0, 6, 2), "2*(i%3)"),
     (np.array(4), "4"),
     (np.array([3, 3]), "3"),
     (np.repeat(np.arange(3), 2), "i//2%3"),
     (np.tile(np.arange(3), 2), "i%3"),
-    (np.arange(6).reshape(2, 3), "3*i%2 + j%3"),
-    (np.array([-1, -2]), "-1*i%2 + 5"),
+    (np.arange(6).reshape(2, 3), "3*(i%2) + j%3"),
+    (np.array([-1, -2]), "-(i%2) + 5"),
 ]
 
 

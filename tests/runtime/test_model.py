@@ -164,7 +164,7 @@ def test_plan():
     assert segments(program) == [Segment(0, 1), Segment(host=neg), Segment(host=nonzero), Segment(1, 1)]
     assert segments(tiny()) == [Segment(0, 2)]
     text = plan_source(tiny())
-    assert "{.fn = scale_0, .tasks = 5, .grain = 2, .arg_ids = a0, .nargs = 3}, /* Mul * / 1 */" in text
+    assert "{.fn = scale_0, .tasks = 5, .grain = 2, .arg_ids = a0, .nargs = 3}, /* Mul __ 1 */" in text
     assert "const long sm_step_count = 2;" in text
 
 

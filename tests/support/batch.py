@@ -40,6 +40,14 @@ def lowered(graph: Graph, level: str = "full", march: str = "native") -> Program
     return program
 
 
+def load_alone(program: Program, cache: Cache) -> Model:
+    """The compiled model of one program."""
+    compiler = find_compiler()
+    sources = {**program.sources, "plan.c": plan_source(program)}
+    library: Path = build_library(sources, program.march, cache, compiler)
+    return Model(program, library, 2, features=isa.features(compiler.macros(program.march)))
+
+
 class Batch:
     """Graphs that were compiled as one model.
 
@@ -63,10 +71,7 @@ class Batch:
             [n for g in graphs for n in g.nodes],
         )
         self.program = lowered(whole, level, march)
-        compiler = find_compiler()
-        sources = {**self.program.sources, "plan.c": plan_source(self.program)}
-        library: Path = build_library(sources, march, cache, compiler)
-        self.model = Model(self.program, library, 2, features=isa.features(compiler.macros(march)))
+        self.model = load_alone(self.program, cache)
 
     def run(self, feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
         """The outputs of each graph on its inputs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,10 @@ PAPER = {  # millions of parameters, GMACs at batch 1
     "smt_s": (22.55, 4.84),
     "conformer_m": (27.51, 10.26),
 }
-SMALL = ("swin_t", "convnext_t", "regnetx_032", "resnext50_32x4d", "efficientvit_b3", "yolov8n")
-"""Exported in the tests: each takes some seconds."""
+EXPORTED = ("swin_t", "convnext_t", "regnetx_032", "resnext50_32x4d", "efficientvit_b3", "yolov8n")
+"""Exported in the tests: some seconds each. SMARTMEM_TEST_ZOO=all: all, in 16 GiB and half an hour."""
+if os.environ.get("SMARTMEM_TEST_ZOO") == "all":
+    EXPORTED = tuple(NETWORKS)
 
 
 def needs(name: str) -> None:
@@ -175,6 +178,22 @@ def test_macs_of_one_node(op: str, attributes: dict[str, object], shapes: list[t
     assert count.macs(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])) == expected
 
 
+def test_macs_evaluates_arithmetic_on_shapes() -> None:
+    """As torch's older exporter writes it: a slice up to half of an extent."""
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (6, 4))]
+    one, two = (helper.make_tensor(name, TensorProto.INT64, (1,), [k]) for name, k in (("start", 0), ("two", 2)))
+    weights = helper.make_tensor("w", TensorProto.FLOAT, (4, 5), np.ones(20))
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], end=1),
+        helper.make_node("Div", ["shape", "two"], ["half"]),
+        helper.make_node("Slice", ["x", "start", "half"], ["part"]),
+        helper.make_node("MatMul", ["part", "w"], ["y"]),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", inputs, [output], [one, two, weights])
+    assert count.macs(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])) == 3 * 4 * 5
+
+
 def test_macs_wants_static_shapes(tmp_path: Path) -> None:
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 4))]
     weights = helper.make_tensor("w", TensorProto.FLOAT, (4, 5), np.ones(20))
@@ -182,9 +201,9 @@ def test_macs_wants_static_shapes(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], "g", inputs, [output], [weights]
     )
-    with pytest.raises(ModelError, match=r"node m \(MatMul\): the shape of x is not static"):
+    with pytest.raises(InputError, match="x"):
         count.macs(helper.make_model(graph))
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=r"absent\.onnx"):
         count.macs(tmp_path / "absent.onnx")
 
 
@@ -218,7 +237,7 @@ def test_parameters_are_exact(name: str) -> None:
     assert count.parameters(find(name).build()) == find(name).params
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_export_is_right_and_depends_on_its_input(name: str, tmp_path: Path) -> None:
     needs(name)
     runtime = pytest.importorskip("onnxruntime")
@@ -226,10 +245,10 @@ def test_export_is_right_and_depends_on_its_input(name: str, tmp_path: Path) -> 
 
     network = find(name)
     made = export(name, tmp_path / f"{name}.onnx")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}.npz", f"{name}.onnx"]
+    assert set(tmp_path.iterdir()) == {made.path, made.sample, made.data} - {None}
     assert made.params == network.params
     assert made.macs / 1e9 == pytest.approx(network.gmacs, rel=0.02)
-    onnx.checker.check_model(str(made.path))
+    onnx.checker.check_model(made.path)
     with np.load(made.sample) as sample:
         arrays = dict(sample)
     session = runtime.InferenceSession(made.path, providers=["CPUExecutionProvider"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from smartmem.codegen.comment import comment
 from smartmem.schedule.code import KernelCode
 
 FILES = 8  # at most; a compiler process costs more than it saves for less than a few kernels
@@ -46,9 +47,9 @@ def _file(bucket: list[str], functions: dict[str, tuple[str, KernelCode, list[st
         text, code, titles = functions[symbol]
         support.update(code.support)
         shown = ", ".join(titles[:4]) + (f" and {len(titles) - 4} more" if len(titles) > 4 else "")
-        notes = "".join(f"\n   {note}" for note in code.notes)
+        notes = "".join(f"\n   {comment(note)}" for note in code.notes)
         parts.append(
-            f"/* {code.family}: {shown.replace('*/', '* /')}{notes} */\n"
+            f"/* {code.family}: {comment(shown)}{notes} */\n"
             f"void {symbol}(void *const *args, long begin, long end, void *scratch) {{\n{text}\n}}\n"
         )
     return "\n".join([HEADER, *(support[k] for k in sorted(support)), *parts])

@@ -91,7 +91,7 @@ class _Slots:
             return Slot("input", name, 0, shape, dtype.name)
         if name in self._packed or name in module.constants:
             data = self._packed[name] if name in self._packed else module.constants[name]
-            self.weights[name] = np.ascontiguousarray(data)
+            self.weights[name] = np.asarray(data, order="C")  # `ascontiguousarray` makes vectors of scalars
             return Slot("weight", name, 0, data.shape, data.dtype.name)
         if any(v.name == name for v in module.outputs):
             return Slot("output", module.shown(name), 0, shape, dtype.name)

@@ -10,6 +10,7 @@ full       + tuned schedules
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,7 @@ class Instrument:
         start = time.perf_counter()
         result = run()
         if self.debug >= 1:
-            print(f"smartmem: {name}: {time.perf_counter() - start:.3f} s")
+            print(f"smartmem: {name}: {time.perf_counter() - start:.3f} s", file=sys.stderr)
         return result  # type: ignore[return-value]
 
     def dump(self, name: str, module: Module) -> None:

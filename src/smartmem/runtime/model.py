@@ -92,6 +92,14 @@ class Model:
         self._pool_handle = 0
         self._closed = False
         _alive.add(self)
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Touches the memory of a run and starts the threads, so that the first call costs what later ones do."""
+        for memory in (self._arena, *self._scratch):
+            memory.fill(0)
+        if any(segment.host is None for segment in self._segments):
+            self._started()
 
     @property
     def input_names(self) -> list[str]:
@@ -270,7 +278,7 @@ class Model:
         return self._arena[slot.offset : slot.offset + size].view(dtype).reshape(slot.shape)
 
     def _started(self) -> int:
-        """The thread pool, created at the first call (again in the child of a fork)."""
+        """The thread pool, created once (and again in the child of a fork)."""
         if self._pool is None:
             self._pool_handle = self._library.create_pool(self.threads)
             self._pool = weakref.finalize(self, self._library.destroy_pool, self._pool_handle, os.getpid())

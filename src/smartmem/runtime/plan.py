@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from smartmem.codegen.comment import comment
 from smartmem.runtime.artifact import HostStep, NativeStep, Program
 
 
@@ -42,7 +43,7 @@ def plan_source(program: Program) -> str:
             lines.append(f"static const int {arrays[step.args]}[] = {{{', '.join(map(str, step.args)) or '0'}}};")
         rows.append(
             f"    {{.fn = {step.symbol}, .tasks = {step.tasks}, .grain = {step.grain}, "
-            f".arg_ids = {arrays[step.args]}, .nargs = {len(step.args)}}}, /* {_comment(step.label)} */"
+            f".arg_ids = {arrays[step.args]}, .nargs = {len(step.args)}}}, /* {comment(step.label)} */"
         )
     lines += ["", "const sm_step sm_steps[] = {", *(rows or ["    {0},"]), "};"]
     lines += [f"const long sm_step_count = {len(steps)};", "const long sm_step_size = sizeof(sm_step);", ""]
@@ -63,8 +64,3 @@ def segments(program: Program) -> list[Segment]:
             result.append(Segment(native, 1))
         native += 1
     return result
-
-
-def _comment(text: str) -> str:
-    """`text` without anything that would end (or nest) a C comment or continue its line."""
-    return text.replace("*/", "* /").replace("/*", "/ *").replace("\\", "/").replace("\n", " ")

@@ -25,6 +25,11 @@ class Task:
 
 
 def divide_work(pipeline: Pipeline, width: int) -> Task:
+    """The division of a pipeline whose last stage has `width` columns.
+
+    Rows come first: a chunk of rows computes everything that is local to it once. Columns are divided only where row
+    chunks are too few to share evenly, since every column chunk computes the local stages of its rows again.
+    """
     tiling, batches = pipeline.tiling, pipeline.batches
     contracted = pipeline.contractions()
     dynamic = any(is_dynamic(s, pipeline.constants) for s in contracted)
@@ -41,27 +46,32 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         chunk = -(-chunk // tiling.group) * tiling.group
     chunks = -(-tiling.count // chunk)
     columns, span = 1, width
-    if len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic and chunks * batches < wanted:
+    if len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic:
+        missing = _missing(chunks * batches, wanted)
         panel = tile_columns(pipeline.target, width)
-        columns, per = _column_chunks(-(-width // panel), -(-wanted // (chunks * batches)))
+        columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
     return Task(chunks, chunk, columns, span)
+
+
+def _missing(tasks: int, wanted: int) -> int:
+    """By how much columns should multiply the tasks: enough of them, and an even number while they are few."""
+    if tasks >= wanted or tasks >= TASKS:
+        return 1
+    if 2 * tasks >= TASKS:
+        return 1 + tasks % 2
+    return -(-wanted // tasks)
 
 
 def _column_chunks(panels: int, most: int) -> tuple[int, int]:
     """An even number of chunks of nearly equal size (so that 2, 4, 8 threads share them evenly), and their panels."""
     best = (1, panels)
-    for count in range(2, min(panels, max(most, 2)) + 1, 2):
+    for count in range(2, min(panels, most + most % 2) + 1, 2):
         per = -(-panels // count)
-        if -(-panels // per) == count and per * count <= best_waste(panels, best) and (per >= 2 or panels <= 16):
+        wasted = per * count - panels
+        if most > 1 and -(-panels // per) == count and wasted <= max(1, panels // 16) and (per >= 2 or panels <= 16):
             best = (count, per)
     return best
-
-
-def best_waste(panels: int, best: tuple[int, int]) -> int:
-    """Most panels' worth of slots that a split may use: 1/16 more than there are panels."""
-    del best
-    return panels + max(1, panels // 16)
 
 
 def is_contraction_last(pipeline: Pipeline) -> bool:

@@ -16,7 +16,10 @@ class _Pick(torch.nn.Module):
         self.options = options
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return getattr(self.model(input_ids=input_ids, return_dict=True, **self.options), self.output)
+        # Without a mask, the older exporter traces into a search for packed sequences, which it cannot export.
+        mask = torch.ones_like(input_ids) if torch.jit.is_tracing() else None
+        results = self.model(input_ids=input_ids, attention_mask=mask, return_dict=True, **self.options)
+        return getattr(results, self.output)
 
 
 def clip_text_encoder() -> torch.nn.Module:

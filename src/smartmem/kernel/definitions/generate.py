@@ -51,7 +51,7 @@ def eye_like(node: Node) -> list[Stage] | None:
 def trilu(node: Node) -> list[Stage] | None:
     """The triangle on and above (below, if ``upper=0``) the k-th diagonal, zero elsewhere; k must be constant."""
     x, diagonal = present(node, 0), operand(node, 1)
-    k = 0 if diagonal is None else scalar(diagonal)
+    k = node.attrs.get("k", 0) if diagonal is None else scalar(diagonal)
     if k is None:
         return None
     space = coordinates(x.dims)
