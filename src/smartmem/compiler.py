@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from smartmem.runtime.artifact import Program
@@ -50,6 +51,7 @@ def build_program(
     if progress:
         progress("optimize", 0, 1)
     module = run_passes(graph, level)
-    program = assemble(module, target_of(march), level, march, progress)
+    target = replace(target_of(march), tuned=level == "full")
+    program = assemble(module, target, level, march, progress)
     fill_report(program, module, fates)
     return program

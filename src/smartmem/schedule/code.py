@@ -49,12 +49,15 @@ class Target:
         lanes: floats per vector register.
         registers: vector registers.
         l1, l2: bytes of cache per core.
+        tuned: whether schedules use what only speed asks for: prefetching, blocks of the reduction and of rows that
+            fit the caches, windows that slide by several outputs, operands transposed in registers (level `full`).
     """
 
     lanes: int = 16
     registers: int = 32
     l1: int = 32 << 10
     l2: int = 1 << 20
+    tuned: bool = True
 
 
 class Arguments:

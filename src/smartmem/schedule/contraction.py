@@ -119,8 +119,8 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
         start, end = "0", str(columns)
         if (epilogue or [stage])[-1] is p.stages[-1] and e.task.column_chunks > 1:
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
-        blocks = _k_blocks(walk)
-        prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed else 0
+        blocks = _k_blocks(walk) if p.target.tuned else KBlocks(1, walk.count, 1, walk.run)
+        prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed and p.target.tuned else 0
         held = tiling.block if blocks.count > 1 else tiling.rows
         w.line(f"float *const c = s + {p.reserve(held * width)};")
         with w.loop("n0", end, start, width):

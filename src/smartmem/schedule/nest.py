@@ -316,7 +316,7 @@ class Jam:
 def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> Jam | None:
     """The space loop along which a window slides, if the kernel has one reduction over a window."""
     windows = [(b, s) for b, s, r in zip(nest.bodies, kernel.stages, nest.reduces, strict=True) if r]
-    if lane is None or len(windows) != 1 or windows[0][1].combine.startswith("arg"):
+    if lane is None or not target.tuned or len(windows) != 1 or windows[0][1].combine.startswith("arg"):
         return None
     body = windows[0][0]
     guards = body.guards if isinstance(body, Choose) else ()

@@ -206,7 +206,7 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
 def _transposes(p: Pipeline, b: Expr, walk: Walk, flat: Flat, lanes: int) -> bool:
     """Whether B is contiguous along the run instead of along its columns, so that squares of it are transposed."""
     run = K + len(walk.segments)
-    if walk.run < lanes or flat.columns < lanes // 2:
+    if not p.target.tuned or walk.run < lanes or flat.columns < lanes // 2:
         return False
     by_run, by_column = True, True
     for access in loads(b):
