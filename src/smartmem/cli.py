@@ -155,23 +155,45 @@ def compile_command(
 
 @app.command()
 def bench(
-    model: OnnxFile,
-    against: Annotated[str, typer.Option(metavar="NAME,...", help="Other runtimes; empty: none.")] = "onnxruntime",
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="An .onnx file; or give --zoo.")] = None,
+    zoo: Annotated[bool, typer.Option("--zoo", help="Measure the networks of `smartmem zoo list`.")] = False,
+    models: Annotated[str, typer.Option(metavar="NAME,...", help="With --zoo: only these.")] = "",
+    against: Annotated[
+        str, typer.Option(metavar="NAME,...|all", help="Other runtimes; empty: none; all: what is installed.")
+    ] = "onnxruntime",
     shape: Shape = None,
     levels: Annotated[str, typer.Option(help="Levels to measure.")] = ",".join(LEVELS),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over all runners.")] = 10,
     threads: Threads = None,
     march: March = "native",
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds that a runner may take to convert and load.")] = 300.0,
+    zoo_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where exported networks are, or go; default: the cache.")
+    ] = None,
+    environments: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Runs peer NAME with DIR/NAME/bin/python, else DIR/common/bin/python."),
+    ] = None,
+    database: Annotated[Path | None, typer.Option(metavar="DIR", help="TVM's tuned schedules.")] = None,
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the rows as JSON.")] = None,
+    as_html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a page with charts.")] = None,
 ) -> None:
     """Measure every level beside other runtimes, interleaved in one run."""
-    from smartmem.bench.run import Options, measure, write_json
+    from smartmem.bench.page import page
+    from smartmem.bench.run import Options, measure, write_json, write_text
     from smartmem.bench.table import show
     from smartmem.inputs import parse_shapes
 
+    if (model is None) != zoo:
+        raise InputError("give one of: a MODEL to measure, or --zoo")
+    if not zoo and (models or zoo_dir is not None):
+        raise InputError("--models and --zoo-dir go with --zoo")
+    if zoo and shape:
+        raise InputError("--shape goes with a MODEL; the zoo's networks have the shapes that `smartmem zoo list` shows")
     options = Options(
         model=model,
+        networks=tuple(filter(None, models.split(","))),
         against=tuple(filter(None, against.split(","))),
         levels=tuple(filter(None, levels.split(","))),
         shapes=parse_shapes(shape or []),
@@ -179,12 +201,18 @@ def bench(
         threads=threads,
         march=march,
         seed=seed,
+        zoo_dir=zoo_dir,
+        limit=limit,
+        environments=environments,
+        database=database,
     )
     result = measure(options)
     if as_json != "-":
         show(result)
     if as_json is not None:
         write_json(result, as_json)
+    if as_html is not None:
+        write_text(as_html, page(result))
 
 
 @app.command()
@@ -287,12 +315,13 @@ def _profile(model: Model, feeds: dict[str, Any], runs: int = 10) -> None:
 
 
 def _compare(path: Path, model: Model, feeds: dict[str, Any], outputs: list[np.ndarray[Any, Any]]) -> bool:
-    from smartmem.bench.runners import OnnxRuntime
+    from smartmem.bench.peers.base import Job
+    from smartmem.bench.peers.onnxruntime import OnnxRuntime
     from smartmem.inputs import largest_difference, relative_error
 
-    reference = OnnxRuntime(model.threads)
+    reference = OnnxRuntime()
     try:
-        reference.load(path, feeds)
+        reference.load(Job(path, feeds, model.threads, path.parent))
         wanted = reference.run()
     except SmartmemError:
         raise

@@ -1,104 +1,197 @@
-"""`smartmem bench` on real worker processes, with fake runners where the numbers do not matter."""
+"""`smartmem bench` on real worker processes, with fake peers where the numbers do not matter."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import sys
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+from tests.bench import fakes
 
+from smartmem.bench import networks
 from smartmem.bench import run as bench
+from smartmem.bench.networks import Case
+from smartmem.bench.page import page
+from smartmem.bench.peers import PEERS, peer_class
+from smartmem.bench.peers.base import Peer, count_kinds, telling_line
 from smartmem.bench.run import Options, Result, Row
 from smartmem.bench.table import show
-from smartmem.errors import InputError
+from smartmem.errors import InputError, RuntimeFailure
 
-WORKER = """
-import json, os, sys, time
-import numpy as np
-for line in sys.stdin:
-    request = json.loads(line)
-    kind = request.get("runner", "") + str(request.get("level"))
-    if request["do"] == "load":
-        name = kind
-        if name == "openvinoNone":
-            answer = {"error": "no such layer"}
-        elif name == "smartmemfuse":
-            print("corrupted memory", file=sys.stderr, flush=True)
-            os._exit(7)
-        else:
-            np.savez(request["outputs"], y=np.ones(3) * (1.5 if name == "smartmemnaive" else 1.0))
-            answer = {"version": "1.2", "seconds": 0.05}
-    else:
-        log = open(os.environ["BENCH_LOG"], "a")
-        print(name, request["runs"], file=log, flush=True)
-        seconds = 0.002 if name == "onnxruntimeNone" else 0.001
-        answer = {"seconds": [seconds * (1 + i) for i in range(3)]}
-    print(json.dumps(answer), flush=True)
-"""
+X = np.arange(3.0)
 
 
 @pytest.fixture
-def result(tmp_path, monkeypatch) -> Result:
-    (tmp_path / "worker.py").write_text(WORKER)
-    original = bench.subprocess.Popen
-
-    def fake(command, **options):
-        return original([sys.executable, str(tmp_path / "worker.py")], **options)
-
-    monkeypatch.setattr(bench.subprocess, "Popen", fake)
+def fake(tmp_path, monkeypatch):
+    """Fake peers; a case with a sample for each network of the zoo that is asked for."""
+    monkeypatch.setattr(bench, "worker_command", fakes.command)
+    monkeypatch.setattr(bench, "peer_class", fakes.peer_class)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("BENCH_LOG", str(tmp_path / "log"))
-    inputs = {"x": np.zeros(3)}
-    monkeypatch.setattr(bench, "_compile_levels", lambda *args: ({"layout": "the compiler failed"}, inputs))
-    options = Options(
-        tmp_path / "m.onnx", ("onnxruntime", "openvino"), ("naive", "fuse", "layout", "full"), rounds=2, threads=1
+    monkeypatch.setattr(bench, "BURST_SECONDS", 0.0)
+
+    def of_zoo(name, folder):
+        if name == "swin_t":
+            return Case(name, folder / "swin_t.onnx", network=name, error="cannot be exported: no such luck")
+        return Case(name, folder / f"{name}.onnx", {"x": X}, {"y": 2 * X}, name)
+
+    monkeypatch.setattr(bench, "of_zoo", of_zoo)
+    return tmp_path
+
+
+def options(folder, **more) -> Options:
+    given = {"networks": ("vit_b16",), "zoo_dir": folder, "rounds": 2, "threads": 1, "limit": 20.0}
+    return Options(**(given | more))
+
+
+@pytest.fixture
+def result(fake) -> Result:
+    peers = ("onnxruntime", "openvino", "mnn", "ncnn", "litert", "tvm", "iree")
+    return bench.measure(
+        options(fake, networks=("vit_b16", "swin_t"), against=peers, levels=("naive", "fuse", "full"), limit=3.0)
     )
-    return bench.measure(options)
 
 
-def test_rows(result):
-    rows = {(row.runner, row.level): row for row in result.rows}
-    full, naive, peer = rows["smartmem", "full"], rows["smartmem", "naive"], rows["onnxruntime", None]
-    assert (full.median_ms, full.min_ms, full.runs) == (2.0, 1.0, 6)
-    assert (full.ratio, peer.ratio) == (0.5, 1.0)
-    assert (full.relative_error, naive.relative_error) == (0.0, 0.5)
-    assert rows["openvino", None].error == "no such layer"
-    assert rows["smartmem", "fuse"].error == "its process ended with status 7 corrupted memory"
-    assert rows["smartmem", "layout"].error == "the compiler failed"
-    assert result.reference == "onnxruntime"
+def test_every_failure_has_its_reason(result, fake, capsys):
+    rows = {(row.runner, row.level): row for row in result.rows if row.model == "vit_b16"}
+    errors = {runner: row.error for (runner, level), row in rows.items() if not level}
+    assert errors == {
+        "onnxruntime": "",
+        "openvino": "wrong answer: relative error 0.5",
+        "mnn": "its process ended with SIGABRT: fatal error: corrupted memory",
+        "ncnn": "no answer within 3 s (load)",
+        "litert": "its process ended with status 7",
+        "tvm": "gives no output y",
+        "iree": "missing cannot be imported; run: pip install missing",
+    }
+    assert rows["smartmem", "fuse"].error == "the compiler failed"
+    assert rows["openvino", None].relative_error == 0.5
+    assert {row.median_ms for row in rows.values() if row.error} == {None}
+    full = rows["smartmem", "full"]
+    assert (full.operators, full.kernels, full.layouts, full.relative_error, full.runs) == (7, 3, 0, 0.0, 2)
+    peer = rows["onnxruntime", None]
+    assert (peer.operators, peer.layouts, peer.version, peer.ratio) == (3, 2, "1.2", 1.0)
+    assert peer.peak_bytes > 1 << 20
+    assert peer.p10_ms <= peer.median_ms <= peer.p90_ms
+    assert {row.error for row in result.rows if row.model == "swin_t"} == {"cannot be exported: no such luck"}
+    assert result.references == {"vit_b16": "torch"}
 
-
-def test_turns_are_interleaved(result, tmp_path):
-    turns = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-    assert [name for name, _ in turns] == ["smartmemnaive", "smartmemfull", "onnxruntimeNone"] * 2
-    assert {runs for _, runs in turns} == {"5"}
-
-
-def test_output(result, tmp_path, capsys):
     show(result)
-    text = capsys.readouterr().out
-    for part in (
-        "smartmem full",
-        "onnxruntime 1.2",
-        "failed: no such layer",
-        "wrong",
-        "fastest",
-        "2 interleaved rounds",
-    ):
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("smartmem full", "onnxruntime 1.2", "wrong answer", "failed: the compiler", "2 interleaved rounds"):
         assert part in text
     bench.write_json(result, "-")
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert {"model", "runner", "level", "median_ms", "min_ms", "ratio", "relative_error"} <= set(rows[0])
-    bench.write_json(result, str(tmp_path / "out.json"))
-    assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
+    assert {"model", "runner", "level", "median_ms", "p10_ms", "ratio", "relative_error", "peak_bytes"} <= set(rows[0])
+    bench.write_json(result, str(fake / "out.json"))
+    assert json.loads((fake / "out.json").read_text())["rows"] == rows
     with pytest.raises(InputError, match="cannot be written"):
-        bench.write_json(result, str(tmp_path / "out.json" / "x"))
+        bench.write_json(result, str(fake / "out.json" / "x"))
 
 
-def test_nothing_to_measure(tmp_path):
-    with pytest.raises(InputError, match="nothing to measure"):
-        bench.measure(Options(tmp_path / "m.onnx", (), ()))
+def test_page_is_self_contained(result):
+    text = page(result)
+    assert "vit_b16" in text and "no such luck" in text and "SIGABRT" in text
+    assert not re.search(r"(src|href)=|url\(|@import|https?://", text)
+    for chart in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        xml.etree.ElementTree.fromstring(chart)
+    hostile = dataclasses.replace(result, rows=[Row("<m>", "onnxruntime", error="<script>&")])
+    assert "<script>" not in page(hostile) and "<m>" not in page(hostile)
+
+
+def test_turns_are_interleaved(fake):
+    bench.measure(options(fake, levels=("naive", "full"), rounds=3))
+    turns = (fake / "log").read_text().split()
+    assert turns[:6] == [name for name in ("smartmem-full", "smartmem-naive", "onnxruntime") for _ in range(2)]
+    round_ = ["smartmem-full"] * 2 + ["smartmem-naive"] * 2 + ["onnxruntime"] * 2  # unmeasured, measured
+    assert turns[6:] == round_ * 3
+
+
+def test_groups_share_an_anchor(fake, monkeypatch):
+    """With no memory to spare, each group is the anchor and one other."""
+    monkeypatch.setattr(bench, "available_bytes", lambda: 0)
+    result = bench.measure(options(fake, levels=("naive", "eliminate", "full"), rounds=1))
+    rows = {row.level: row for row in result.rows}
+    assert [rows[level].group for level in ("full", "eliminate", "naive", None)] == [1, 2, 3, 4]
+    assert (rows["full"].runs, rows["naive"].runs) == (4, 1)
+    assert rows["full"].drift >= 1.0
+    assert rows["naive"].drift is None
+
+
+def test_all_means_installed(fake):
+    result = bench.measure(options(fake, against=("all",), levels=("full",), rounds=1, limit=3.0))
+    assert "iree" in result.missing
+    assert "tinygrad" in result.missing
+    assert [row.runner for row in result.rows][:3] == ["smartmem", "onnxruntime", "openvino"]
+
+
+def test_first_peer_is_the_reference(fake, monkeypatch):
+    monkeypatch.setattr(bench, "of_file", lambda model, shapes, seed: Case("m", model, {"x": X}))
+    given = options(fake, model=fake / "m.onnx", against=("openvino",), levels=("full",), rounds=1)
+    result = bench.measure(given)
+    assert result.references == {"m": "openvino"}
+    assert result.rows[0].error.startswith("wrong answer")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"levels": (), "against": ()}, "nothing to measure"),
+        ({"networks": ("vit_b61",)}, "no network 'vit_b61': did you mean vit_b16"),
+        ({"against": ("openvin",)}, "no peer 'openvin': did you mean openvino"),
+        ({"levels": ("fulll",)}, "no level 'fulll': did you mean full"),
+    ],
+)
+def test_unknown_names(tmp_path, change, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        bench.measure(options(tmp_path, **change))
+
+
+def test_export_errors(tmp_path, monkeypatch):
+    """What `zoo export` complains about is the case's error, unless a package is missing."""
+    line = "smartmem: error: swin_t: torch's exporter failed"
+    script = "import sys; sys.exit({!r})"
+    original = networks.subprocess.run
+
+    def run(command, **more):
+        return original([sys.executable, "-c", script.format(line)], **more)
+
+    monkeypatch.setattr(networks.subprocess, "run", run)
+    assert networks.of_zoo("swin_t", tmp_path).error == "cannot be exported: swin_t: torch's exporter failed"
+    line = "smartmem: error: timm is not installed: pip install 'smartmem[zoo]'"
+    with pytest.raises(RuntimeFailure, match=r"pip install 'smartmem\[zoo\]'"):
+        networks.of_zoo("swin_t", tmp_path)
+
+
+def test_samples(tmp_path):
+    (tmp_path / "swin_t.onnx").write_bytes(b"x")
+    assert networks.of_zoo("swin_t", tmp_path).inputs["image"].shape == (1, 3, 224, 224)
+    np.savez(tmp_path / "swin_t.npz", **{"input.image": X, "output.logits": X})
+    case = networks.of_zoo("swin_t", tmp_path)
+    assert (list(case.inputs), list(case.outputs), case.size()) == (["image"], ["logits"], 1)
+    np.savez(tmp_path / "swin_t.npz", other=X)
+    with pytest.raises(InputError, match="is no sample of swin_t"):
+        networks.of_zoo("swin_t", tmp_path)
+
+
+def test_every_peer_is_a_class_of_its_name():
+    for name in PEERS:
+        found = peer_class(name)
+        assert issubclass(found, Peer)
+        assert found.name == name
+        assert found.environment(3)
+
+
+def test_helpers():
+    assert count_kinds(["Conv", "Transpose"]).known() == {"operators": 2, "kernels": 2, "layouts": 1}
+    assert telling_line("start\nerror: no such op\n  at line 3\n") == "error: no such op"
+    assert telling_line("start\nend\n") == "end"
+    assert telling_line("") == ""
 
 
 def test_real_workers(tmp_path, monkeypatch):
@@ -107,12 +200,12 @@ def test_real_workers(tmp_path, monkeypatch):
     from tests.support.fake_compiler import write_model
 
     model = write_model(tmp_path / "tiny.onnx")
-    inputs = {"x": np.ones((5, 8), np.float32)}
-    monkeypatch.setattr(bench, "_compile_levels", lambda *args: ({}, inputs))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    result = bench.measure(Options(model, ("onnxruntime", "openvino"), (), rounds=1, threads=1))
+    result = bench.measure(
+        Options(model, against=("onnxruntime", "openvino"), levels=(), shapes={"x": (5, 8)}, rounds=1, threads=1)
+    )
     row, other = result.rows
-    assert isinstance(row, Row)
     assert row.median_ms is not None
     assert row.relative_error == 0.0
+    assert row.kernels
     assert other.median_ms is not None or "pip install openvino" in other.error

@@ -5,36 +5,52 @@ from __future__ import annotations
 from rich.text import Text
 
 from smartmem.bench.run import Result, Row
-from smartmem.report.tables import console, table
+from smartmem.report.tables import console, size, table
+
+COLUMNS = (
+    "runner", ">median ms", ">p10–p90", ">x best peer", ">rel. error", ">ops", ">kernels", ">layout", ">peak", "",
+)  # fmt: skip
 
 
 def show(result: Result) -> None:
-    """Print the rows as a table, and below it how they were measured."""
-    rows = [
-        (
-            row.runner + (f" {row.level}" if row.level else f" {row.version}"),
-            _number(row.median_ms, ".3f"),
-            _number(row.min_ms, ".3f"),
-            _number(row.ratio, ".2f"),
-            _number(row.relative_error, ".2g"),
-            _note(row),
-        )
-        for row in result.rows
-    ]
-    name = result.rows[0].model if result.rows else ""
-    columns = ("runner", ">median ms", ">min ms", ">x best peer", ">relative error", "")
+    """Print a table for each network, and below them how they were measured."""
     out = console()
-    out.print(table(name, columns, rows))
-    out.print(f"{result.threads} threads, {result.rounds} interleaved rounds, errors against {result.reference}")
+    for model in result.models():
+        rows = [row for row in result.rows if row.model == model]
+        out.print(table(model, COLUMNS, [_cells(row) for row in rows]))
+        if reference := result.references.get(model):
+            drift = next((f"; speed changed by {row.drift:.2f} between groups" for row in rows if row.drift), "")
+            out.print(f"errors against {reference}{drift}\n")
+    out.print(
+        f"{result.threads} threads, {result.rounds} interleaved rounds, {result.machine.get('cpu', '')} "
+        f"({result.machine.get('cpus', '?')} CPUs), {result.machine.get('date', '')}"
+    )
+    for name, reason in result.missing.items():
+        out.print(f"left out: {name}: {reason}")
+
+
+def _cells(row: Row) -> tuple[object, ...]:
+    return (
+        row.runner + (f" {row.level}" if row.level else f" {row.version}"),
+        number(row.median_ms, ".3f"),
+        "-" if row.p10_ms is None or row.p90_ms is None else f"{row.p10_ms:.3f}–{row.p90_ms:.3f}",
+        number(row.ratio, ".2f"),
+        number(row.relative_error, ".2g"),
+        number(row.operators, "d"),
+        number(row.kernels, "d"),
+        number(row.layouts, "d"),
+        "-" if row.peak_bytes is None else size(row.peak_bytes),
+        _note(row),
+    )
 
 
 def _note(row: Row) -> Text:
     if row.error:
-        return Text(f"failed: {row.error}", style="red")
-    if row.relative_error is not None and not row.relative_error < 1e-3:
-        return Text("wrong", style="red")
+        wrong = row.error.startswith("wrong answer")
+        return Text(row.error if wrong else f"failed: {row.error}", style="red")
     return Text("fastest" if row.ratio is not None and row.ratio < 1 else "", style="green")
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """A number as `form` says, or "-"."""
     return "-" if value is None else format(value, form)

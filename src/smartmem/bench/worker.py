@@ -1,13 +1,16 @@
-"""One runner in its own process, so that thread pools do not disturb each other.
+"""One peer in its own process, so that thread pools and memory are its own.
 
 Spoken over pipes, one JSON object a line: the parent asks, the worker answers.
 
-    {"do": "load", "runner": …, "threads": …, "level": …, "march": …, "model": …, "inputs": …npz, "outputs": …npz}
-        -> {"version": …, "seconds": time of the first run}
-    {"do": "burst", "runs": n} -> {"seconds": [n times]}      one more run goes before them, unmeasured
-    anything that fails -> {"error": one line}
+    {"do": "version", "peer": …}                     -> {"version": …}
+    {"do": "convert", "peer": …, job …}              -> {"facts": {…}}
+    {"do": "load", "peer": …, "outputs": …npz, job …} -> {"seconds": time of the second run, "facts": {…}, "peak": …}
+    {"do": "burst", "runs": n, "warm": true}         -> {"seconds": [n times], "peak": bytes}
+    anything that fails                              -> {"error": one line}
 
-Between two requests the process waits in read() and burns no CPU time.
+A job is {"model", "inputs": …npz, "threads", "folder", "network", "level", "march", "database"}; `warm` puts an
+unmeasured run before the measured ones. Between two requests the process waits in read(), and the parent
+has it stopped.
 """
 
 from __future__ import annotations
@@ -21,9 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.bench.runners import PEERS, Runner, Smartmem
+from smartmem.bench.peers import peer_class
+from smartmem.bench.peers.base import Job, Peer
 from smartmem.errors import SmartmemError
 from smartmem.inputs import write_npz
+
+_LONGEST = 300  # characters of an error
 
 
 def serve() -> None:
@@ -31,48 +37,93 @@ def serve() -> None:
     # Libraries print to standard output: answers have a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    runner: Runner | None = None
+    peer: Peer | None = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if request["do"] == "load":
-                runner, answer = _load(request)
+            if request["do"] == "burst":
+                assert peer is not None
+                answer = _burst(peer, request["runs"], request["warm"])
             else:
-                assert runner is not None
-                answer = {"seconds": _burst(runner, request["runs"])}
+                peer = peer_class(request["peer"])()
+                answer = _DO[request["do"]](peer, request)
         except Exception as error:  # a peer may raise anything, and that is its result
-            first = (str(error).strip().splitlines() or [""])[0]
-            answer = {"error": first if isinstance(error, SmartmemError) else f"{type(error).__name__}: {first}"}
+            answer = {"error": _reason(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    os._exit(0)  # libraries that crash or hang in their destructors have nothing left to do
 
 
-def _load(request: dict[str, Any]) -> tuple[Runner, dict[str, Any]]:
-    runner: Runner
-    if request["runner"] == Smartmem.name:
-        runner = Smartmem(request["threads"], request["level"], request["march"])
-    else:
-        runner = PEERS[request["runner"]](request["threads"])
-    version = runner.version()
-    with np.load(request["inputs"], allow_pickle=False) as file:
-        inputs = {name: file[name] for name in file.files}
-    runner.load(Path(request["model"]), inputs)
-    outputs = runner.run()
+def peak_bytes() -> int:
+    """Most memory that this process had at once.
+
+    Linux's ru_maxrss starts at what the parent had when it forked; VmHWM is of this program alone.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    return {"version": peer.version()}
+
+
+def _convert(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    return {"facts": peer.convert(_job(request)).known()}
+
+
+def _load(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    facts = peer.load(_job(request)).known()
+    outputs = peer.run()
     with open(request["outputs"], "wb") as target:
         write_npz(target, outputs)
     start = time.perf_counter()
-    runner.run()
-    return runner, {"version": version, "seconds": time.perf_counter() - start}
+    peer.run()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "facts": facts | peer.count().known(), "peak": peak_bytes()}
 
 
-def _burst(runner: Runner, runs: int) -> list[float]:
-    runner.run()  # caches and clocks are the other runners' at first
+_DO = {"version": _version, "convert": _convert, "load": _load}
+
+
+def _burst(peer: Peer, runs: int, warm: bool) -> dict[str, Any]:
+    if warm:
+        peer.run()  # caches and clocks are the other peers' at first
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
-        runner.run()
+        peer.run()
         seconds.append(time.perf_counter() - start)
-    return seconds
+    return {"seconds": seconds, "peak": peak_bytes()}
+
+
+def _job(request: dict[str, Any]) -> Job:
+    with np.load(request["inputs"], allow_pickle=False) as file:
+        inputs = {name: file[name] for name in file.files}
+    return Job(
+        model=Path(request["model"]),
+        inputs=inputs,
+        threads=request["threads"],
+        folder=Path(request["folder"]),
+        network=request["network"],
+        level=request["level"] or "full",
+        march=request["march"],
+        database=Path(request["database"]) if request["database"] else None,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One line: the first of the message, after the kind of error where it is not smartmem's own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = lines[0] if isinstance(error, SmartmemError) else f"{type(error).__name__}: {lines[0]}"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ class _Fuser:
         self._sweep(self._pointwise_into_pointwise, backwards=True)
         self._sweep(self._epilogue, backwards=False)
         self._sweep(self._prologue_or_rows, backwards=True)
+        if not self.within:
+            self._recompute_cheap()
         self._record_apart()
 
     def in_order(self) -> list[Kernel | HostOp]:
@@ -135,6 +137,42 @@ class _Fuser:
             self.consumers.setdefault(name, []).append(merged)
         self.kernels[self.kernels.index(consumer)] = merged
         self.kernels.remove(producer)
+
+    def _recompute_cheap(self) -> None:
+        """A cheap pointwise kernel with several consumers is computed in each of them instead of being stored."""
+        for producer in list(reversed(self.kernels)):
+            if not isinstance(producer, Kernel) or not _is_pointwise(producer) or producer.tensor in self.pinned:
+                continue
+            stage, users = producer.output, self.consumers.get(producer.tensor, [])
+            if len(users) < 2 or cost(stage.body) > CHEAP or any(isinstance(u, HostOp) for u in users):
+                continue
+            merged = [self._absorb(stage, user) for user in users if isinstance(user, Kernel)]
+            if all(m is not None for m in merged):
+                for user, kernel in zip(list(users), merged, strict=True):
+                    assert isinstance(user, Kernel) and kernel is not None
+                    self._swap(user, kernel)
+                self._swap(producer, None)
+
+    def _absorb(self, stage: Stage, consumer: Kernel) -> Kernel | None:
+        """The consumer with `stage` computed in its loads, unless that repeats it often."""
+        readers = [s for s in consumer.stages if stage.name in tensors_read(s.body)]
+        if any(_repeats(stage, s) > 1 for s in readers):
+            return None
+        stages = [inline(s, stage) if s in readers else s for s in consumer.stages]
+        merged = Kernel(stages, consumer.tensor, consumer.shape, consumer.store, consumer.rows)
+        return merged if self._schedulable(merged) else None
+
+    def _swap(self, old: Kernel, new: Kernel | None) -> None:
+        """Puts a kernel in the place of another, or removes it."""
+        for name in _reads(old):
+            self.consumers[name] = [k for k in self.consumers[name] if k is not old]
+        position = self.kernels.index(old)
+        if new is None:
+            del self.kernels[position]
+            return
+        for name in _reads(new):
+            self.consumers.setdefault(name, []).append(new)
+        self.kernels[position] = new
 
     # --------------------------------------------------------------------------------------------------- merges
 
@@ -267,6 +305,10 @@ def join_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
             return "the view in its store has no inverse"
     lead = target.output.shape[:count]
     size = target.output.size
+    if consumer.rows is None and not consumer.output.reduce:
+        work = max(math.prod(s.domain) for s in producer.stages)
+        if work * 8 < size:
+            return "the first is small: sharing rows with it would only constrain the loops of the second"
     if consumer.rows is None and math.prod(lead) < FEW_ROWS and size > FEW_ROWS * math.prod(lead) * 1024:
         return "the first has too few rows to share the work of the second"
     split = _split(producer, target, inverse)
@@ -315,7 +357,7 @@ def _with_rows(producer: Kernel, consumer: Kernel) -> Kernel | str:
     if producer.store and inverse is None:
         return "the view in its store has no inverse"
     row_count = producer.rows if producer.rows is not None else len(producer.output.shape)
-    if producer.rows is None and len(producer.stages) > 1:
+    if producer.rows is None and not nest.accepts(producer):
         return "the first computes no rows"
     values = [
         v

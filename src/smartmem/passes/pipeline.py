@@ -24,6 +24,8 @@ from smartmem.passes.lower import lower
 from smartmem.passes.module import Module
 from smartmem.passes.prove import prove, prove_order
 from smartmem.passes.select_layout import select_layout
+from smartmem.passes.simplify import simplify
+from smartmem.passes.split_reductions import split_reductions
 from smartmem.passes.trace import trace
 
 LEVELS = ("naive", "fuse", "eliminate", "layout", "full")
@@ -38,8 +40,12 @@ def run_passes(graph: Graph, level: str) -> Module:
     module = instrument("lower", lambda: lower(graph))
     instrument.dump("lower", module)
     passes: list[tuple[str, Callable[[Module], None]]] = []
+    if rank >= LEVELS.index("fuse"):
+        passes.append(("simplify", simplify))
     if rank >= LEVELS.index("eliminate"):
         passes.append(("eliminate", eliminate))
+    if rank >= LEVELS.index("layout"):
+        passes.append(("split_reductions", split_reductions))
     passes.append(("fuse", lambda m: fuse(m, within_operators=rank < LEVELS.index("fuse"))))
     passes.append(("select_layout", lambda m: select_layout(m, choose=rank >= LEVELS.index("layout"))))
     passes.append(("prove", _prove_all))

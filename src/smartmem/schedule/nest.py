@@ -36,6 +36,7 @@ from smartmem.codegen.c_index import Axes, along, c_lin, has_division
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of, renumber
 from smartmem.index.refine import merge, refine
+from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import (
     Alu,
     Choose,
@@ -58,6 +59,8 @@ from smartmem.kernel.stage import Kernel
 from smartmem.layout.storage import Storage, dense
 from smartmem.schedule.code import Arguments, KernelCode, Target
 
+SMALL = 64  # how many times larger the output is than a tensor that asks for nothing
+LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
 TASKS = 64  # enough for threads to balance; more only costs calls
 TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
 
@@ -135,7 +138,9 @@ def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
     store = storages[kernel.tensor].at(kernel.store_coords())
     nest = Nest(tuple(extents), rank, bodies, [], store)
     old = nest.lins()
-    refined = refine(extents, old, [4] + [1] * (len(old) - 1))
+    small = _small_addresses(kernel, bodies, storages)
+    refined = refine(extents, [store, *(v for v in old if v != store and v not in small)])
+    refined = replace(refined, lins=tuple(substitute(v, refined.axes, extents) for v in old))
     strides = {d.axis: s for s, d in refined.lins[0].terms if isinstance(d.axis, int)}
     reducing = [a for a, o in enumerate(refined.origin) if o >= rank]
     order = sorted((a for a, o in enumerate(refined.origin) if o < rank), key=lambda a: (-abs(strides.get(a, 0)), a))
@@ -147,6 +152,18 @@ def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
         for number in range(len(kernel.stages))
     ]
     return Nest(merged.extents, space, [map_lins(b, change) for b in bodies], loops, change[store])
+
+
+def _small_addresses(kernel: Kernel, bodies: list[Expr], storages: Mapping[str, Storage]) -> set[Lin]:
+    """Addresses in tensors so small beside the output that they may ask for no cuts: short lanes would cost more."""
+    small: set[Lin] = set()
+    large: set[Lin] = set()
+    for body in bodies:
+        for node in walk(body):
+            if isinstance(node, Load) and node.index:
+                few = storages[node.tensor].elements * SMALL <= math.prod(kernel.shape)
+                (small if few else large).add(node.index[0])
+    return small - large
 
 
 def choose_lane(nest: Nest, kernel: Kernel, width: int) -> Lane | None:
@@ -175,7 +192,7 @@ def choose_lane(nest: Nest, kernel: Kernel, width: int) -> Lane | None:
 def _ease(address: Lin, lane: Lane) -> float:
     """How well an access suits the lane: 1 for contiguous or uniform, less for strided and irregular."""
     step = along(address, lane.axis, lane.extent, lane.width).stride
-    return 1.0 if step in (0, 1) else 0.1 if step is None else 0.25
+    return 1.0 if step in (0, 1) else 0.25 if step is None or step < lane.width else 0.05
 
 
 _ACCUMULATE = frozenset(("sum", "prod", "max", "min"))
@@ -456,16 +473,35 @@ def _reduction(
     kind = "f32v" if vector else C_TYPES[accumulator.name]
     writer.line(f"{kind} {total} = {f'sm_splat({start})' if vector else start};")
     context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
+    known = _invariant(body, reduces, context, writer)
+    outer, blocked = total, combine == "sum" and math.prod(nest.extents[a] for a in reduces) > LONG_SUM
     with ExitStack() as loops:
         for axis in reduces:
             loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
+            if blocked and axis == reduces[0] and len(reduces) > 1:  # sums of sums: rounding errors stay small
+                total = writer.fresh("part")
+                writer.line(f"{kind} {total} = {f'sm_splat({start})' if vector else start};")
+                loops.callback(writer.line, f"{outer} += {total};")
         if isinstance(body, Choose) and combine == "sum" and is_zero(body.otherwise):
             loops.enter_context(writer.block(f"if ({c_guards(body.guards, context.axes)})"))
             body = body.then
-        inner = Emitter(writer, context)
+        inner = Emitter(writer, context, known)
         value = inner.as_vector(inner.value(body), body.dtype)
         writer.line(f"{total} = {combined(combine, total, value, vector, dtype)};")
-    return Value(total, vector)
+    return Value(outer, vector)
+
+
+def _invariant(body: Expr, reduces: tuple[int, ...], context: Context, writer: Writer) -> dict[int, Value]:
+    """Values of the loads that do not change in the reduction, computed before its loops."""
+    if isinstance(body, Choose) or context.lane is None:
+        return {}
+    before = Emitter(writer, replace(context, hoist=None))
+    guarded = {id(n) for c in walk(body) if isinstance(c, Choose) for e in (c.then, c.otherwise) for n in walk(e)}
+    for node in walk(body):
+        free = isinstance(node, Load) and node.index and id(node) not in guarded
+        if isinstance(node, Load) and free and not set(axes_of(node.index[0])) & set(reduces):
+            before.value(node)
+    return before.known
 
 
 def _arg_reduction(

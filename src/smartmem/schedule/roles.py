@@ -20,6 +20,7 @@ from smartmem.kernel.expr import Alu, Expr, alu, index_values, loads
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 
 MIN_COLUMNS = 4  # with fewer columns per batch entry a contraction is a window reduction (depthwise convolution)
+FEW_COLUMNS = 2  # without batch axes fewer columns still beat one dot product after the other
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def align_contraction(stage: Stage, constants: set[str]) -> Aligned | None:
     batch = tuple(k for k in range(space) if k in in_a and k in in_b)
     rows = tuple(k for k in range(space) if k not in in_b)
     columns = tuple(k for k in range(space) if k in in_b and k not in in_a)
-    if not in_a - set(range(space)) & in_b or math.prod(refined.stage.shape[k] for k in columns) < MIN_COLUMNS:
+    fewest = MIN_COLUMNS if math.prod(refined.stage.shape[k] for k in batch) > 1 else FEW_COLUMNS
+    if not in_a - set(range(space)) & in_b or math.prod(refined.stage.shape[k] for k in columns) < fewest:
         return None
     return permuted(refined, (*batch, *rows, *columns), len(batch) + len(rows))
 

@@ -33,6 +33,8 @@ from smartmem.schedule.pipeline import Pipeline
 from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
 
+BLOCK = 4096  # columns of a partial sum
+
 
 class RowEmitter:
     """Writes the C function of a pipeline."""
@@ -194,7 +196,21 @@ class RowEmitter:
                     self._keep_scalar(stage, Value(f"sm_h{stage.combine}({totals[stage.name]})"))
             return
         full = columns - columns % lane.width
-        if full:
+        if full > 2 * BLOCK and totals:  # sums of sums: rounding errors stay small
+            with w.loop("n1", full, 0, BLOCK):
+                parts = {name: w.fresh("part") for name in totals}
+                for stage in group:
+                    if stage.reduce:
+                        start = initial(stage.combine, stage.dtype)
+                        w.line(f"f32v {parts[stage.name]} = sm_splat({start});")
+                w.line(f"const long n2 = n1 + {BLOCK} < {full} ? n1 + {BLOCK} : {full};")
+                with w.loop("n", "n2", "n1", "SM_W", reduces=True):
+                    self._chunk(group, lane, parts)
+                for stage in group:
+                    if stage.reduce:
+                        total = totals[stage.name]
+                        w.line(f"{total} = {combined(stage.combine, total, parts[stage.name], True, stage.dtype)};")
+        elif full:
             with w.loop("n", full, 0, "SM_W", reduces=bool(totals)):
                 self._chunk(group, lane, totals)
         if columns % lane.width:

@@ -1,0 +1,103 @@
+"""ncnn on the CPU, float32 storage and arithmetic, converted by pnnx.
+
+pnnx knows TorchScript best: it gets the traced module of a network of the zoo, and the ONNX file of any other.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from smartmem.bench.peers.base import (
+    Array,
+    Facts,
+    Job,
+    Peer,
+    count_kinds,
+    imported,
+    narrowed,
+    output_names,
+    telling_line,
+    tool,
+    torch_module,
+)
+from smartmem.errors import RuntimeFailure
+
+
+class Ncnn(Peer):
+    """ncnn has no batch axis: pnnx removes it, and outputs are compared without it."""
+
+    name: ClassVar[str] = "ncnn"
+    package: ClassVar[str] = "ncnn pnnx"
+    module: ClassVar[str] = "ncnn"
+    converts: ClassVar[bool] = True
+
+    def convert(self, job: Job) -> Facts:
+        program = Path(sys.executable).with_name("pnnx")
+        found = str(program) if program.is_file() else shutil.which("pnnx")
+        if found is None:
+            raise RuntimeFailure("no pnnx, which converts for it; run: pip install pnnx")
+        text = tool([found, *_source(job), "fp16=0"], job.folder)
+        if not (job.folder / "model.ncnn.param").is_file():
+            raise RuntimeFailure(f"pnnx wrote nothing: {telling_line(text)}")
+        lines = (job.folder / "model.ncnn.param").read_text().splitlines()[2:]
+        layers = [line.split()[0] for line in lines if line.strip()]
+        unknown = sorted({layer for layer in layers if imported("ncnn", "ncnn").create_layer(layer) is None})
+        if unknown:
+            raise RuntimeFailure(f"pnnx leaves operators that ncnn does not have: {', '.join(unknown[:3])}")
+        return count_kinds([layer for layer in layers if layer not in ("Input", "MemoryData", "Split", "Noop")])
+
+    def load(self, job: Job) -> Facts:
+        ncnn = imported(self.module, self.package)
+        net = ncnn.Net()
+        net.opt.num_threads = job.threads
+        net.opt.use_vulkan_compute = False
+        for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
+            setattr(net.opt, name, False)
+        if net.load_param(str(job.folder / "model.ncnn.param")) or net.load_model(str(job.folder / "model.ncnn.bin")):
+            raise RuntimeFailure("ncnn cannot load what pnnx wrote")
+        self._net, self._names = net, output_names(job)
+        inputs = list(net.input_names())
+        if len(inputs) != len(job.inputs):
+            raise RuntimeFailure(f"pnnx kept {len(inputs)} of {len(job.inputs)} inputs")
+        self._arrays = {
+            # Without the batch axis, which pnnx drops where there is one.
+            name: np.ascontiguousarray(narrowed(array[0] if array.ndim > 1 and len(array) == 1 else array))
+            for name, array in zip(inputs, job.inputs.values(), strict=True)
+        }
+        self._inputs = {name: ncnn.Mat(array) for name, array in self._arrays.items()}
+        self._outputs = list(net.output_names())
+        return Facts()
+
+    def run(self) -> dict[str, Array]:
+        with self._net.create_extractor() as extractor:
+            for name, mat in self._inputs.items():
+                extractor.input(name, mat)
+            found = {}
+            for wanted, name in zip(self._names, self._outputs, strict=True):
+                status, mat = extractor.extract(name)
+                if status:
+                    raise RuntimeFailure(f"ncnn's extract fails with status {status}")
+                found[wanted] = np.array(mat)[None]
+            return found
+
+
+def _source(job: Job) -> list[str]:
+    """The file that pnnx reads, in the folder where it writes, and the inputs' shapes."""
+    kinds = {"float32": "f32", "int64": "i64", "int32": "i32"}
+    shapes = ",".join(f"[{','.join(map(str, array.shape))}]{kinds[array.dtype.name]}" for array in job.inputs.values())
+    if job.network:
+        torch = imported("torch", "torch")
+        module, inputs = torch_module(job)
+        with torch.no_grad():
+            torch.jit.trace(module, inputs, check_trace=False).save(job.folder / "model.pt")
+        return ["model.pt", f"inputshape={shapes}"]
+    (job.folder / "model.onnx").symlink_to(job.model.absolute())
+    data = job.model.with_name(job.model.name + ".data")
+    if data.is_file():
+        (job.folder / data.name).symlink_to(data.absolute())
+    return ["model.onnx", f"inputshape={shapes}"]

@@ -1,0 +1,48 @@
+"""Arithmetic that does nothing disappears: constants that hold one value are that value, x * 1 and x + 0 are x.
+
+Exporters write normalizations without scale and shift as if they had them, by tensors of ones and zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from smartmem.kernel.expr import Alu, Choose, Const, Expr, Iota, Load, alu, choose, const, rebuild, walk
+from smartmem.kernel.stage import Stage
+from smartmem.passes.lower import FOLD_LIMIT
+from smartmem.passes.module import Module
+from smartmem.schedule.roles import factors
+
+
+def simplify(module: Module) -> None:
+    """Loads of constants with the same value everywhere become that value (the ones and zeros of a decomposed norm)."""
+    values: dict[str, Expr] = {}
+    for name, data in module.constants.items():
+        if 1 <= data.size <= FOLD_LIMIT and data.dtype == np.float32 and (data == data.flat[0]).all():
+            values[name] = const(data.flat[0].item())
+
+    def leaf(node: Load | Iota) -> Expr:
+        return values.get(node.tensor, node) if isinstance(node, Load) else node
+
+    for position, step in enumerate(module.steps):
+        if isinstance(step, Stage) and factors(step) is None and any(x.tensor in values for x in step.loads()):
+            module.steps[position] = replace(step, body=_neutral_removed(rebuild(step.body, leaf)))
+
+
+def _neutral_removed(body: Expr) -> Expr:
+    """x * 1 -> x, x + 0 -> x."""
+    done: dict[int, Expr] = {}
+    for node in walk(body):
+        if isinstance(node, Alu):
+            args = [done[id(a)] for a in node.args]
+            neutral = {"mul": 1.0, "add": 0.0}.get(node.op)
+            rest = [a for a in args if not (isinstance(a, Const) and a.value == neutral)]
+            keeps = neutral is not None and len(rest) == 1 and node.dtype == np.float32
+            done[id(node)] = rest[0] if keeps else alu(node.op, *args, dtype=node.dtype)
+        elif isinstance(node, Choose):
+            done[id(node)] = choose(node.guards, done[id(node.then)], done[id(node.otherwise)])
+        else:
+            done[id(node)] = node
+    return done[id(body)]

@@ -1,0 +1,110 @@
+"""Grouped reductions in two steps, so that the channels of a group can be lanes.
+
+    s[n, g] = sum over c, h, w of f(x[n, C*g + c, h, w])
+        ->  part[n, g, c] = sum over h, w of f(x[n, C*g + c, h, w]),   s[n, g] = sum over c of part[n, g, c]
+
+A group normalization reduces a few neighbouring channels together with all pixels. With channels contiguous (which its
+neighbours, convolutions, ask for) the few channels of one group fill no vector, but those of all groups do. The other
+way round, with pixels contiguous, the first step is an ordinary row reduction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from smartmem.index.lin import Axis, Lin, axes_of, axis_digit, renumber
+from smartmem.index.refine import refine
+from smartmem.kernel.expr import cost, index_values, load
+from smartmem.kernel.stage import Stage, inline, reindex, tensors_read
+from smartmem.passes.module import HostOp, Module
+from smartmem.schedule.roles import factors
+
+COMBINES = ("sum", "max", "min", "prod")
+CHEAP = 3
+LONG = 4096  # elements of a reduction from which on the extra step costs nothing
+
+
+def split_reductions(module: Module) -> None:
+    """Splits every long reduction over an axis that shares a coordinate with a space axis."""
+    steps: list[Stage | HostOp] = []
+    cheap: dict[str, Stage] = {}
+    reduced: dict[str, int] = {}
+    for step in module.steps:
+        if isinstance(step, Stage) and step.reduce:
+            reduced[step.name] = step.size
+        elif isinstance(step, Stage) and cost(step.body) <= CHEAP:
+            epilogue = any(reduced.get(x.tensor) == step.size for x in step.loads())  # it follows a convolution
+            if not epilogue:
+                cheap[step.name] = step
+        refined = _refined(_computed(step, cheap)) if isinstance(step, Stage) and _is_long(step) else None
+        axis = _shared_axis(refined) if refined is not None else None
+        if refined is None or axis is None:
+            steps.append(step)
+            continue
+        part, rest = _split(refined, axis)
+        module.types[part.name] = (part.shape, part.dtype)
+        module.definitions |= {part.name: part, rest.name: rest}
+        steps += [part, rest]
+    module.steps = steps
+
+
+def _computed(stage: Stage, cheap: dict[str, Stage]) -> Stage:
+    """The reduction with cheap pointwise operands (the centered values of a variance) computed in its loads."""
+    for name in tensors_read(stage.body):
+        if name in cheap:
+            stage = inline(stage, cheap[name])
+    return stage
+
+
+def _is_long(stage: Stage) -> bool:
+    """Whether a stage is a long reduction other than a contraction."""
+    if stage.combine not in COMBINES or math.prod(stage.reduce) < LONG:
+        return False
+    return factors(stage) is None or len({x.tensor for x in stage.loads()}) == 1
+
+
+def _refined(stage: Stage) -> Stage:
+    """The stage with its reduce axes cut into the digits that its loads use."""
+    space = len(stage.shape)
+    values = [Lin(0, tuple(t for t in v.terms if _reduces(t[1].axis, space))) for v in index_values(stage.body)]
+    cut = refine([1] * space + list(stage.reduce), values)
+    axes = [axis_digit(a, n) for a, n in enumerate(stage.shape)]
+    axes += [renumber(a, {k: space + k for k in range(len(cut.extents))}) for a in cut.axes[space:]]
+    return replace(stage, body=reindex(stage.body, tuple(axes), stage.domain), reduce=cut.extents)
+
+
+def _reduces(axis: Axis, space: int) -> bool:
+    return isinstance(axis, int) and axis >= space
+
+
+def _shared_axis(stage: Stage) -> int | None:
+    """The reduce axis (as an axis of the domain) that is a digit beside a space axis, None if there is none."""
+    space = len(stage.shape)
+    if len(stage.reduce) < 2:
+        return None
+    found: set[int] = set()
+    for access in stage.loads():
+        for coordinate in access.index:
+            used = set(axes_of(coordinate))
+            inner = {a for a in used if a >= space}
+            if len(inner) == 1 and used - inner:
+                found |= inner
+    candidates = [a for a in found if stage.domain[a] > 1]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _split(stage: Stage, axis: int) -> tuple[Stage, Stage]:
+    space, extent = len(stage.shape), stage.domain[axis]
+    others = [a for a in range(space, len(stage.domain)) if a != axis]
+    shape = (*stage.shape, extent)
+    axes = [axis_digit(a, n) for a, n in enumerate(stage.domain)]
+    axes[axis] = axis_digit(space, extent)
+    for position, a in enumerate(others):
+        axes[a] = axis_digit(space + 1 + position, stage.domain[a])
+    body = reindex(stage.body, tuple(axes), stage.domain)
+    part = replace(
+        stage, name=f"{stage.name}.part", shape=shape, body=body, reduce=tuple(stage.domain[a] for a in others)
+    )
+    index = tuple(axis_digit(a, n) for a, n in enumerate(shape))
+    return part, replace(stage, body=load(part.name, index, stage.dtype), reduce=(extent,))
