@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.bench import fakes
 
-from smartmem.bench import networks
+from smartmem.bench import networks, worker
 from smartmem.bench import run as bench
 from smartmem.bench.networks import Case
 from smartmem.bench.page import page
@@ -169,11 +169,22 @@ def test_export_errors(tmp_path, monkeypatch):
 
 
 def test_samples(tmp_path):
-    (tmp_path / "swin_t.onnx").write_bytes(b"x")
+    from onnx import helper, save
+
+    def export(source):
+        node = helper.make_node("Identity", [source], ["logits"])
+        x, y = (helper.make_tensor_value_info(name, 1, [1]) for name in (source, "logits"))
+        save(helper.make_model(helper.make_graph([node], "g", [x], [y])), tmp_path / "swin_t.onnx")
+
+    export("input")
+    with pytest.raises(InputError, match="has inputs input and outputs logits, and swin_t has image and logits"):
+        networks.of_zoo("swin_t", tmp_path)
+    export("image")
     assert networks.of_zoo("swin_t", tmp_path).inputs["image"].shape == (1, 3, 224, 224)
     np.savez(tmp_path / "swin_t.npz", **{"input.image": X, "output.logits": X})
     case = networks.of_zoo("swin_t", tmp_path)
-    assert (list(case.inputs), list(case.outputs), case.size()) == (["image"], ["logits"], 1)
+    size = (tmp_path / "swin_t.onnx").stat().st_size
+    assert (list(case.inputs), list(case.outputs), case.size()) == (["image"], ["logits"], size)
     np.savez(tmp_path / "swin_t.npz", other=X)
     with pytest.raises(InputError, match="is no sample of swin_t"):
         networks.of_zoo("swin_t", tmp_path)
@@ -192,6 +203,13 @@ def test_helpers():
     assert telling_line("start\nerror: no such op\n  at line 3\n") == "error: no such op"
     assert telling_line("start\nend\n") == "end"
     assert telling_line("") == ""
+
+
+def test_reasons_are_one_telling_line():
+    reason = worker._reason(RuntimeError("Exception from src/model.cpp:758:\n\nno input image\n"))
+    assert reason == "RuntimeError: no input image"
+    assert worker._reason(RuntimeFailure("no such file")) == "no such file"
+    assert worker._reason(ValueError()) == "ValueError: "
 
 
 def test_real_workers(tmp_path, monkeypatch):

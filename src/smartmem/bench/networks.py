@@ -88,6 +88,7 @@ def of_zoo(name: str, folder: Path) -> Case:
             return Case(name, model, network=name, error=str(error))
     sample = model.with_suffix(".npz")
     if not sample.is_file():  # exported by other means
+        _check_names(model, name, [spec.name for spec in network.inputs], list(network.outputs))
         return Case(name, model, network.example(), network=name)
     with np.load(sample, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
@@ -98,6 +99,24 @@ def of_zoo(name: str, folder: Path) -> Case:
     if len(given) < len(inputs) or len(wanted) < len(outputs):
         raise InputError(f"{sample}: is no sample of {name}; delete it and {model} to have them exported again")
     return Case(name, model, given, wanted, name)
+
+
+def _check_names(model: Path, name: str, inputs: list[str], outputs: list[str]) -> None:
+    """Refuse a file whose inputs and outputs are not the network's: every peer would fail on it.
+
+    Raises:
+        InputError: they differ.
+    """
+    from smartmem.frontend.read import read
+
+    graph = read(model).model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    found = [info.name for info in graph.input if info.name not in constants], [info.name for info in graph.output]
+    if found != (inputs, outputs):
+        raise InputError(
+            f"{model}: has inputs {', '.join(found[0])} and outputs {', '.join(found[1])}, and {name} has "
+            f"{', '.join(inputs)} and {', '.join(outputs)}; delete it to have it exported again"
+        )
 
 
 def zoo_folder() -> Path:

@@ -120,8 +120,12 @@ def _job(request: dict[str, Any]) -> Job:
 
 
 def _reason(error: Exception) -> str:
-    """One line: the first of the message, after the kind of error where it is not smartmem's own."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    """One line: the first of the message, after the kind of error where it is not smartmem's own.
+
+    OpenVINO's messages begin with places in its source: "Exception from src/core/src/model.cpp:758:".
+    """
+    stripped = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in stripped if not line.startswith("Exception from ")] or stripped or [""]
     text = lines[0] if isinstance(error, SmartmemError) else f"{type(error).__name__}: {lines[0]}"
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
