@@ -232,4 +232,5 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise RuntimeFailure(f"the demo needs more packages ({error}); run: pip install 'smartmem[demo]'") from None
+        line = "pip install 'smartmem[demo]' (Python 3.10 to 3.12)"
+        raise RuntimeFailure(f"the demo needs more packages ({error}); run: {line}") from None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from smartmem.frontend import load_graph
@@ -68,7 +69,12 @@ def run_ort(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.
             copy.graph.output[at].type.tensor_type.elem_type = FLOAT
         else:
             copy.graph.output[at].CopyFrom(value)
-    session = ort.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if "only *guarantees* support" in str(error):  # an opset newer than this onnxruntime
+            pytest.skip(str(error).splitlines()[0])
+        raise
     return list(session.run(None, dict(feeds)))
 
 

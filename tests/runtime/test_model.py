@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -155,6 +156,9 @@ def test_collected_models_end_their_threads(link, x):
     assert len(os.listdir("/proc/self/task")) == before + 3
     del model
     gc.collect()
+    deadline = time.monotonic() + 10  # a joined thread may stay listed for a moment
+    while len(os.listdir("/proc/self/task")) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert len(os.listdir("/proc/self/task")) == before
 
 
