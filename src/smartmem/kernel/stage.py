@@ -19,7 +19,7 @@ import numpy as np
 from smartmem.index.lin import Lin, Lookup, axis_digit, pseudo_axes
 from smartmem.index.map import Guard, IndexMap
 from smartmem.index.substitute import redirect, substitute
-from smartmem.kernel.expr import Alu, Choose, DType, Expr, Iota, Load, iota, load, loads, rebuild, walk
+from smartmem.kernel.expr import Alu, Choose, DType, Expr, Iota, Load, index_values, iota, load, loads, rebuild, walk
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,15 +147,7 @@ def tensors_read(body: Expr) -> list[str]:
 
 def looked_up(body: Expr) -> list[str]:
     """Names of the integer tensors whose entries are part of an index, each once."""
-    values: list[Lin] = []
-    for node in walk(body):
-        if isinstance(node, Load):
-            values += node.index
-        elif isinstance(node, Iota):
-            values.append(node.lin)
-        elif isinstance(node, Choose):
-            values += (guard.lin for guard in node.guards)
-    found = (axis.tensor for value in values for axis in pseudo_axes(value) if isinstance(axis, Lookup))
+    found = (axis.tensor for value in index_values(body) for axis in pseudo_axes(value) if isinstance(axis, Lookup))
     return list(dict.fromkeys(found))
 
 
