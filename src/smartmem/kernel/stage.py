@@ -78,10 +78,6 @@ class Stage:
     def loads(self) -> list[Load]:
         return loads(self.body)
 
-    def index_map(self, access: Load) -> IndexMap:
-        """The map from this stage's axes to the coordinates of one of its loads."""
-        return IndexMap(self.domain, access.index)
-
 
 @dataclass(eq=False)
 class Kernel:

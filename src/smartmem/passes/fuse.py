@@ -130,13 +130,8 @@ class _Fuser:
         return len(origins) == 1
 
     def _replace(self, producer: Kernel, consumer: Kernel, merged: Kernel) -> None:
-        for old in (producer, consumer):
-            for name in _reads(old):
-                self.consumers[name] = [k for k in self.consumers[name] if k is not old]
-        for name in _reads(merged):
-            self.consumers.setdefault(name, []).append(merged)
-        self.kernels[self.kernels.index(consumer)] = merged
-        self.kernels.remove(producer)
+        self._swap(consumer, merged)
+        self._swap(producer, None)
 
     def _recompute_cheap(self) -> None:
         """A cheap pointwise kernel with several consumers is computed in each of them instead of being stored."""

@@ -230,7 +230,7 @@ def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
     for branch in walk.branches:
         if branch.tensor in {s.name for s in p.stages}:
             place = p.places[branch.tensor]
-            base = f"s + {place.offset} + r * {place.width} + {c_lin(branch.address, axes)}"
+            base = f"s + {place.row} + {c_lin(branch.address, axes)}"
         else:
             base = f"{e.pointers[branch.tensor]} + {c_lin(branch.address, axes)}"
         if not branch.guards:

@@ -43,9 +43,14 @@ class Place:
     `offset` counts floats from the start of the thread's scratch; `width` is the row length.
     """
 
-    kind: str  # "scalar", "column" (one float per row of the block), "row", "block"
+    kind: str  # "scalar", "register", "column" (one float per row of the block), "row", "block"
     offset: int = 0
     width: int = 0
+
+    @property
+    def row(self) -> str:
+        """Where row r of the block starts in scratch, in floats, as C."""
+        return f"{self.offset} + r * {self.width}" if self.kind == "block" else f"{self.offset}"
 
 
 @dataclass

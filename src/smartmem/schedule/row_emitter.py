@@ -21,7 +21,7 @@ from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import Guard
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Choose, Const, loads, walk
+from smartmem.kernel.expr import Choose, is_zero, loads, walk
 from smartmem.kernel.stage import Stage, reindex
 from smartmem.schedule.code import Arguments
 from smartmem.schedule.contraction import emit_contraction
@@ -121,7 +121,7 @@ class RowEmitter:
             if place.kind == "column":
                 return emitter.name(f"s[{place.offset} + r]", stage.dtype, False)
             columns = flat_address(index[rows:], stage.shape[rows:])
-            base = f"s + {place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
+            base = f"s + {place.row}"
             return emitter.load_at(f"({base})", columns, stage.dtype)
 
         return read
@@ -224,8 +224,12 @@ class RowEmitter:
     def _is_packing(self, stage: Stage) -> bool:
         """A padded operand copied into scratch: its guards depend on rows and columns, outside lie zeros."""
         body = stage.body
-        zero = isinstance(body, Choose) and isinstance(body.otherwise, Const) and body.otherwise.value == 0
-        return zero and not stage.reduce and stage is not self.pipeline.stages[-1]
+        return (
+            isinstance(body, Choose)
+            and is_zero(body.otherwise)
+            and not stage.reduce
+            and stage is not self.pipeline.stages[-1]
+        )
 
     def _pack_row(self, stage: Stage) -> None:
         """Loops over the column axes, guards tested as soon as their axes are known."""
@@ -236,12 +240,11 @@ class RowEmitter:
         axes = (*flat.space[: p.rows], *(axis_digit(first + k, n) for k, n in enumerate(columns)))
         body = reindex(stage.body, axes, stage.domain)
         assert isinstance(body, Choose)
-        base = f"{place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
         context = self.context(replace(flat, extents=(*flat.extents, *columns)), None)
         names = {**context.axes.names, **{first + k: f"x{k}" for k in range(len(columns))}}
         context = replace(context, axes=replace(context.axes, names=names))
         with w.loop("n", math.prod(columns)):
-            w.line(f"s[{base} + n] = 0.0f;")
+            w.line(f"s[{place.row} + n] = 0.0f;")
         pending, bound = list(body.guards), set(range(first))
         where = flat_address(axes[p.rows :], columns)
         with ExitStack() as loops:
@@ -253,7 +256,7 @@ class RowEmitter:
                 bound.add(first + k)
                 self._test(pending, bound, context, loops)
             value = Emitter(w, context).value(body.then)
-            w.line(f"s[{base} + {c_lin(where, context.axes)}] = {value.text};")
+            w.line(f"s[{place.row} + {c_lin(where, context.axes)}] = {value.text};")
 
     def _test(self, pending: list[Guard], bound: set[int], context: Context, loops: ExitStack) -> None:
         ready = tuple(g for g in pending if set(axes_of(g.lin)) <= bound)
@@ -265,13 +268,15 @@ class RowEmitter:
         body = self.pipeline.flats[stage.name].body
         return all(lane_free(n.guards, lane) for n in walk(body) if isinstance(n, Choose))
 
+    def _in_columns(self, group: list[Stage], lane: Lane | None) -> Context:
+        """Names inside the column loop of a group; what divides per row is hoisted out of it."""
+        context = self.context(self.pipeline.flats[group[0].name], lane)
+        return replace(context, hoist=self.mark, inner=frozenset((N,)))
+
     def _element(self, group: list[Stage], totals: dict[str, str]) -> None:
         """One column with scalars, for stages whose guards change along the lane; reductions use lane 0."""
         w, kept = self.writer, dict(self.values)
-        context = replace(
-            self.context(self.pipeline.flats[group[0].name], None), hoist=self.mark, inner=frozenset((N,))
-        )
-        emitter = Emitter(w, context)
+        emitter = Emitter(w, self._in_columns(group, None))
         for stage in group:
             flat = self.pipeline.flats[stage.name]
             value = emitter.value(flat.body)
@@ -284,18 +289,13 @@ class RowEmitter:
                 where = c_lin(self.output_address(flat), emitter.context.axes)
                 w.line(f"{self.pointers[self.pipeline.kernel.tensor]}[{where}] = {value.text};")
             else:
-                place = self.pipeline.places[stage.name]
-                base = f"{place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
-                w.line(f"s[{base} + n] = {value.text};")
+                w.line(f"s[{self.pipeline.places[stage.name].row} + n] = {value.text};")
             self.values[stage.name] = value
         self.values = kept
 
     def _chunk(self, group: list[Stage], lane: Lane, totals: dict[str, str]) -> None:
         w, kept = self.writer, dict(self.values)
-        context = replace(
-            self.context(self.pipeline.flats[group[0].name], lane), hoist=self.mark, inner=frozenset((N,))
-        )
-        emitter = Emitter(w, context)
+        emitter = Emitter(w, self._in_columns(group, lane))
         for stage in group:
             flat = self.pipeline.flats[stage.name]
             value = emitter.value(flat.body)
@@ -332,13 +332,12 @@ class RowEmitter:
             store_vector(self.writer, emitter.context, pointer, self.output_address(flat), text, stage.dtype)
             return
         place = self.pipeline.places[stage.name]
-        base = f"s + {place.offset}" + (f" + r * {place.width}" if place.kind == "block" else "")
+        base = f"s + {place.row}"
         count = f", {lane.count}" if lane.count else ""
         self.writer.line(f"sm_store{'_n' if lane.count else ''}({base} + n, {text}{count});")
 
     def output_address(self, flat: Flat) -> Lin:
         """Element address of the kernel's result over the flat axes of its last stage."""
-
         kernel = self.pipeline.kernel
         address = self.pipeline.storages[kernel.tensor].at(kernel.store_coords())
         return substitute(address, flat.space, flat.stage.shape)
