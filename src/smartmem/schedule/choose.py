@@ -16,6 +16,7 @@ from smartmem.kernel.stage import Kernel
 from smartmem.layout.storage import Storage
 from smartmem.schedule import nest, rows
 from smartmem.schedule.code import KernelCode, Target
+from smartmem.schedule.loops import build, choose_lane
 
 
 def schedule(
@@ -39,7 +40,7 @@ def _row_reduction(kernel: Kernel, storages: Mapping[str, Storage], target: Targ
     """A reduction along contiguous memory as a row pipeline: no space axis would serve as lane."""
     if not any(stage.reduce for stage in kernel.stages) or not nest.accepts(kernel):
         return None
-    if nest.choose_lane(nest.build(kernel, storages), kernel, target.lanes) is not None:
+    if choose_lane(build(kernel, storages), kernel, target.lanes) is not None:
         return None
     candidate = Kernel(kernel.stages, kernel.tensor, kernel.shape, kernel.store, len(kernel.output.shape), kernel.notes)
     return candidate if rows.accepts(candidate) == "" else None
