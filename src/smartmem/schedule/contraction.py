@@ -28,6 +28,21 @@ if TYPE_CHECKING:
     from smartmem.schedule.row_emitter import RowEmitter
 
 
+def _step(rows: int, vectors: int, b: str, k: str) -> str:
+    """One step of k of the register tile: a row of B times a column of A, as a C block."""
+    return f"""{{
+                f32v column[{vectors}];
+#pragma GCC unroll {vectors}
+                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load({b} + j * SM_W);
+#pragma GCC unroll {rows}
+                for (int i = 0; i < {rows}; ++i) {{
+                    const f32v x = sm_splat(row[i][{k}]);
+#pragma GCC unroll {vectors}
+                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+                }}
+            }}"""
+
+
 def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
     """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
 
@@ -43,18 +58,6 @@ def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
         if prefetch
         else ""
     )
-    step = f"""\
-            {{
-                f32v column[{vectors}];
-#pragma GCC unroll {vectors}
-                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load(b + j * SM_W);
-#pragma GCC unroll {rows}
-                for (int i = 0; i < {rows}; ++i) {{
-                    const f32v x = sm_splat(row[i][k]);
-#pragma GCC unroll {vectors}
-                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
-                }}
-            }}"""
     text = f"""\
 /* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip`
    apart, each good for k in [from, to). */
@@ -73,19 +76,9 @@ static __attribute__((noinline)) void {name}(const float *const *a, long segment
         long k = from;
         for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
 #pragma GCC unroll 4
-            for (int u = 0; u < 4; ++u) {{
-                f32v column[{vectors}];
-#pragma GCC unroll {vectors}
-                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load(b + u * stride + j * SM_W);
-#pragma GCC unroll {rows}
-                for (int i = 0; i < {rows}; ++i) {{
-                    const f32v x = sm_splat(row[i][k + u]);
-#pragma GCC unroll {vectors}
-                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
-                }}
-            }}
+            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", "k + u")}
         }}
-        for (; k < to; ++k, b += stride) {step}
+        for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", "k")}
     }}
     if (first) {{
 #pragma GCC unroll {rows}
