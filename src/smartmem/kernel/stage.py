@@ -12,6 +12,7 @@ A `Kernel` is a list of stages that one loop nest computes together; the last on
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -192,3 +193,12 @@ def _follow_view(body: Expr, view: Stage) -> Expr:
         return load(node.tensor, tuple(follow(i) for i in node.index), node.dtype)
 
     return rebuild(body, leaf, lambda g: Guard(follow(g.lin), g.ext))
+
+
+def without(stages: Sequence[Stage], names: Iterable[str]) -> list[Stage]:
+    """The stages without those of the given names, whose bodies are computed in the loads of their readers."""
+    result = list(stages)
+    for name in names:
+        gone = next(s for s in result if s.name == name)
+        result = [inline(s, gone) if name in tensors_read(s.body) else s for s in result if s is not gone]
+    return result

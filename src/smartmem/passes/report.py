@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from smartmem.graph.ir import Graph
-from smartmem.kernel.expr import cost
 from smartmem.kernel.stage import Kernel
+from smartmem.passes.count_work import count_bytes, count_flops
 from smartmem.passes.lower import LAYOUT_OPERATORS, operators_of
 from smartmem.passes.module import HostOp, Module
 from smartmem.runtime.artifact import Program
-from smartmem.schedule.roles import is_contraction
+from smartmem.runtime.opencl.program import DeviceProgram
 
 
 def layout_fates(graph: Graph) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def layout_fates(graph: Graph) -> dict[str, Any]:
     }
 
 
-def fill_report(program: Program, module: Module, counts: dict[str, Any]) -> None:
+def fill_report(program: Program | DeviceProgram, module: Module, counts: dict[str, Any]) -> None:
     """Completes `program.report`."""
     kernels = [k for k in module.kernels if isinstance(k, Kernel)]
     hosts = [k for k in module.kernels if isinstance(k, HostOp)]
@@ -35,8 +34,8 @@ def fill_report(program: Program, module: Module, counts: dict[str, Any]) -> Non
                 "name": kernel.tensor,
                 "family": family,
                 "shape": list(kernel.shape),
-                "flops": flops(kernel),
-                "bytes": traffic(kernel, module),
+                "flops": count_flops(kernel),
+                "bytes": count_bytes(kernel, module.types),
                 "copy": kernel.is_copy,
                 "origin": sorted({o for s in kernel.stages for o in s.origin}),
                 "notes": [*kernel.notes, *extra],
@@ -53,6 +52,7 @@ def fill_report(program: Program, module: Module, counts: dict[str, Any]) -> Non
             "apart": module.apart,
             "classes": module.classes,
             "layouts": module.layouts,
+            "assignment": module.assignment,
             "totals": {
                 **counts,
                 "kernels": len(kernels),
@@ -62,23 +62,3 @@ def fill_report(program: Program, module: Module, counts: dict[str, Any]) -> Non
             },
         }
     )
-
-
-def flops(kernel: Kernel) -> int:
-    """Floating-point operations: two per multiply-add of a contraction, otherwise one per operation of each stage."""
-    total = 0
-    for stage in kernel.stages:
-        if kernel.rows is not None and is_contraction(stage, kernel.rows):
-            total += 2 * math.prod(stage.domain)
-        else:
-            total += math.prod(stage.domain) * (cost(stage.body) + (1 if stage.reduce else 0))
-    return total
-
-
-def traffic(kernel: Kernel, module: Module) -> int:
-    """Bytes that the kernel must at least load and store: each tensor it touches once."""
-    total = math.prod(kernel.shape) * kernel.output.dtype.itemsize
-    for name in kernel.inputs():
-        shape, dtype = module.types[name]
-        total += math.prod(shape or ()) * dtype.itemsize
-    return total

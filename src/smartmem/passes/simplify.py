@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from smartmem.kernel.expr import Alu, Choose, Const, Expr, Iota, Load, alu, choose, const, rebuild, walk
+from smartmem.kernel.expr import Alu, Choose, Const, DType, Expr, Iota, Load, alu, choose, const, rebuild, walk
 from smartmem.kernel.stage import Stage
 from smartmem.passes.lower import FOLD_LIMIT
 from smartmem.passes.module import Module
@@ -20,15 +20,20 @@ def simplify(module: Module) -> None:
     """Loads of constants with the same value everywhere become that value (the ones and zeros of a decomposed norm)."""
     values: dict[str, Expr] = {}
     for name, data in module.constants.items():
-        if 1 <= data.size <= FOLD_LIMIT and data.dtype == np.float32 and (data == data.flat[0]).all():
-            values[name] = const(data.flat[0].item())
+        if 1 <= data.size <= FOLD_LIMIT and _is_exact(data.dtype) and (data == data.flat[0]).all():
+            values[name] = const(data.flat[0].item(), data.dtype)
 
     def leaf(node: Load | Iota) -> Expr:
         return values.get(node.tensor, node) if isinstance(node, Load) else node
 
     for position, step in enumerate(module.steps):
-        if isinstance(step, Stage) and factors(step) is None and any(x.tensor in values for x in step.loads()):
+        if isinstance(step, Stage) and factors(step) is None:
             module.steps[position] = replace(step, body=_neutral_removed(rebuild(step.body, leaf)))
+
+
+def _is_exact(dtype: DType) -> bool:
+    """Whether x * 1 and x + 0 are x in the arithmetic of `dtype`, and constants of it are worth finding."""
+    return dtype == np.float32 or dtype.kind in "iu"
 
 
 def _neutral_removed(body: Expr) -> Expr:
@@ -39,7 +44,7 @@ def _neutral_removed(body: Expr) -> Expr:
             args = [done[id(a)] for a in node.args]
             neutral = {"mul": 1.0, "add": 0.0}.get(node.op)
             rest = [a for a in args if not (isinstance(a, Const) and a.value == neutral)]
-            keeps = neutral is not None and len(rest) == 1 and node.dtype == np.float32
+            keeps = neutral is not None and len(rest) == 1 and _is_exact(node.dtype)
             done[id(node)] = rest[0] if keeps else alu(node.op, *args, dtype=node.dtype)
         elif isinstance(node, Choose):
             done[id(node)] = choose(node.guards, done[id(node.then)], done[id(node.otherwise)])

@@ -28,7 +28,7 @@ def schedule(
         if as_rows is None:
             if not nest.accepts(kernel):
                 raise CompilerError(f"no schedule accepts kernel {kernel.tensor}; please report this")
-            return nest.schedule(kernel, storages, target)
+            return nest.schedule(kernel, storages, target, constants)
         kernel = as_rows
     reason = rows.accepts(kernel)
     if reason:

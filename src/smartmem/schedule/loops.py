@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from smartmem.codegen.c_expr import (
     Lane,
     lane_free,
@@ -135,11 +137,11 @@ def _small_addresses(kernel: Kernel, bodies: list[Expr], storages: Mapping[str, 
 
 def choose_lane(nest: Nest, kernel: Kernel, width: int) -> Lane | None:
     """The space loop along which the store and the loads move by one or not at all, None if scalar code is better."""
-    if not all(
-        vectorizable(b, s.dtype) and s.combine in _ACCUMULATE | {""}
-        for b, s in zip(nest.bodies, kernel.stages, strict=True)
-    ):
-        return None
+    for body, stage in zip(nest.bodies, kernel.stages, strict=True):
+        value = rounded(body) if stage is kernel.output and not stage.reduce else None
+        fits = vectorizable(body, stage.dtype) if value is None else vectorizable(value, value.dtype)
+        if not fits or stage.combine not in _ACCUMULATE | {""}:
+            return None
     best: tuple[float, Lane] | None = None
     for axis in range(nest.space):
         lane = Lane(axis, nest.extents[axis], width)
@@ -154,6 +156,12 @@ def choose_lane(nest: Nest, kernel: Kernel, width: int) -> Lane | None:
     if best is None or best[0] < 0.3 * (2 + len(values)):
         return None
     return best[1]
+
+
+def rounded(body: Expr) -> Expr | None:
+    """The float32 expression that `body` casts to an integer, or None: lanes hold floats until they are stored."""
+    casts = isinstance(body, Alu) and body.op == "cast" and body.dtype.kind in "iu"
+    return body.args[0] if isinstance(body, Alu) and casts and body.args[0].dtype == np.float32 else None
 
 
 def _ease(address: Lin, lane: Lane) -> float:
@@ -185,14 +193,14 @@ def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> J
     inner = body.then if isinstance(body, Choose) else body
     if any(isinstance(n, Choose) for n in walk(inner)) or math.prod(windows[0][1].reduce) > 256:
         return None
-    width = 8 if target.registers >= 32 else 4
+    most = 8 if target.registers >= 32 else 4
     reducing = set(range(nest.space, len(nest.extents)))
     best: tuple[int, Jam] | None = None
     for axis in range(nest.space):
         strides = [
             s for n in walk(inner) if isinstance(n, Load) and n.index for s, d in n.index[0].terms if d.axis == axis
         ]
-        if axis == lane.axis or not strides or nest.extents[axis] < width:
+        if axis == lane.axis or not strides:
             continue
         low, high = 0, nest.extents[axis]
         for guard in guards:
@@ -206,6 +214,16 @@ def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> J
             low = max(low, -(rest.min // step))
             high = min(high, (guard.ext - 1 - rest.max) // step + 1)
         else:
-            if high - low >= width and (best is None or min(map(abs, strides)) < best[0]):
+            width = _jam_width(high - low, most)
+            if width and (best is None or min(map(abs, strides)) < best[0]):
                 best = (min(map(abs, strides)), Jam(axis, width, low, high))
     return best[1] if best else None
+
+
+def _jam_width(iterations: int, most: int) -> int:
+    """How many iterations to run together, 0 for none: few groups, few single ones left (one costs about three)."""
+
+    def work(width: int) -> int:
+        return iterations // width * (width + 1) + iterations % width * 3
+
+    return min(range(most, 2, -1), key=work) if iterations > 2 else 0

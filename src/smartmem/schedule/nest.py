@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -41,12 +42,14 @@ from smartmem.kernel.expr import (
     choose,
     cost,
     is_zero,
+    loads,
     walk,
 )
-from smartmem.kernel.stage import Kernel
+from smartmem.kernel.stage import Kernel, looked_up
 from smartmem.layout.storage import Storage, dense
 from smartmem.schedule.code import Arguments, KernelCode, Target
-from smartmem.schedule.loops import Jam, Nest, build, choose_lane, find_jam
+from smartmem.schedule.lane_weights import lane_weights
+from smartmem.schedule.loops import Jam, Nest, build, choose_lane, find_jam, rounded
 
 LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
 TASKS = 64  # enough for threads to balance; more only costs calls
@@ -92,19 +95,27 @@ def combined(combine: str, total: str, value: str, vector: bool, dtype: DType) -
     return f"{value} {'>' if combine == 'max' else '<'} {total} ? {value} : {total}"
 
 
-def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) -> KernelCode:
-    """C code of a kernel that `accepts` admits."""
+def schedule(
+    kernel: Kernel, storages: Mapping[str, Storage], target: Target, constants: Mapping[str, np.ndarray[Any, Any]]
+) -> KernelCode:
+    """C code of a kernel that `accepts` admits. `constants` gives the contents of constant tensors, for packing."""
     nest = build(kernel, storages)
     lane = choose_lane(nest, kernel, target.lanes)
+    weights: dict[str, np.ndarray[Any, Any]] = {}
+    if lane is not None:
+        nest, weights = lane_weights(nest, lane, constants, kernel.tensor)
+        packed = {name: dense(name, data.shape, data.dtype) for name, data in weights.items()}
+        storages = {**storages, **packed}
     arguments = Arguments()
-    pointers = arguments.tensors([*kernel.inputs(), kernel.tensor], storages)
+    inputs = [*kernel.inputs(), *weights]
+    pointers = arguments.tensors([*(n for n in inputs if n in _read(kernel, nest)), kernel.tensor], storages)
     writer = Writer()
     for line in arguments.declarations(storages[kernel.tensor].buffer):
         writer.line(line)
     names = {axis: f"i{axis}" for axis in range(len(nest.extents))}
     axes = Axes(names, nest.extents)
     axes = replace(axes, lookup=lookup_renderer(storages, pointers))
-    flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in kernel.inputs()}
+    flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in inputs}
     context = Context(axes, flat, pointers, lane=lane)  # loads of the nest are addresses already
     jam = find_jam(nest, kernel, lane, target)
     plan = _Tasks.of(nest, kernel, lane, jam)
@@ -120,8 +131,13 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
     notes = []
     if any(has_division(v, nest.extents) for v in nest.lins()):
         notes.append("an index keeps a division: its digits have no common refinement")
-    code = KernelCode(writer.text(), arguments.buffers, plan.tasks, family=family, notes=notes)
-    return code
+    return KernelCode(writer.text(), arguments.buffers, plan.tasks, weights=weights, family=family, notes=notes)
+
+
+def _read(kernel: Kernel, nest: Nest) -> set[str]:
+    """Names of the tensors that the nest reads: those of the kernel but for constants that were packed."""
+    looked = (name for stage in kernel.stages for name in looked_up(stage.body))
+    return {*looked, *(access.tensor for body in nest.bodies for access in loads(body))}
 
 
 @dataclass(frozen=True)
@@ -272,7 +288,8 @@ def _body(
         if stage.name in known:
             continue
         if not stage.reduce:
-            values[stage.name] = emitter.value(body)
+            as_float = rounded(body) if context.lane is not None and stage is kernel.output else None
+            values[stage.name] = emitter.value(body if as_float is None else as_float)
         elif stage.combine.startswith("arg"):
             values[stage.name] = _arg_reduction(stage.combine, body, reduces, nest, context, writer)
         else:
@@ -365,13 +382,15 @@ def store_vector(writer: Writer, context: Context, pointer: str, address: Lin, v
     count = f", {lane.count}" if lane.count else ""
     suffix = "_n" if lane.count else ""
     kind = "bool" if dtype == np.bool_ else ""
-    if step == 1:
+    integral = dtype.kind in "iu"  # of lanes that are floats until here
+    if step == 1 and not integral:
         writer.line(f"sm_store{'_' + kind if kind else ''}{suffix}({pointer} + {where}, {value}{count});")
-    elif step is not None and not kind:
+    elif step is not None and not kind and not integral:
         writer.line(f"sm_store_strided{suffix}({pointer} + {where}, {step}, {value}{count});")
     else:
         index = writer.fresh("l")
         with writer.loop(index, lane.count or "SM_W"):
             names = {**context.axes.names, lane.axis: f"({context.axes.names[lane.axis]} + {index})"}
             element = f"({value}[{index}] & 1)" if kind else f"{value}[{index}]"
+            element = f"({C_TYPES[dtype.name]})sm_to_i64({element})" if integral else element
             writer.line(f"{pointer}[{c_lin(address, replace(context.axes, names=names))}] = {element};")

@@ -50,6 +50,8 @@ struct sm_pool {
     uint32_t chunks;
     void *const *scratch;
     void *args[SM_MAX_ARGS];
+    double *spans; /* of the present step, two numbers for each thread; NULL in a run that is not timed */
+    double start;  /* of a timed run */
     int spin; /* 0 with more threads than processors: then a spinning thread only keeps another from its work */
     int threads;
 
@@ -92,6 +94,7 @@ static void sm_do_chunk(const sm_pool *pool, long chunk, int id) {
 /* Does chunks as thread `id` until all shares are empty; returns how many. */
 static uint32_t sm_do_chunks(sm_pool *pool, int id) {
     uint32_t did = 0;
+    double begin = 0.0;
     for (int k = 0, t = id; k < pool->threads; k++, t = t + 1 < pool->threads ? t + 1 : 0) {
         sm_share *share = &pool->shares[t];
         uint64_t left = atomic_load_explicit(&share->left, memory_order_acquire);
@@ -99,10 +102,15 @@ static uint32_t sm_do_chunks(sm_pool *pool, int id) {
             if (!atomic_compare_exchange_weak_explicit(&share->left, &left, left - 1, memory_order_acq_rel,
                                                        memory_order_acquire))
                 continue;
+            if (did == 0 && pool->spans != NULL) begin = sm_now();
             sm_do_chunk(pool, (long)(sm_share_begin(pool, pool->chunks, t + 1) - (uint32_t)left), id);
             did++;
             left = atomic_load_explicit(&share->left, memory_order_acquire);
         }
+    }
+    if (did != 0 && pool->spans != NULL) { /* the step has not ended: `pending` still counts these chunks */
+        pool->spans[2 * id] = begin - pool->start;
+        pool->spans[2 * id + 1] = sm_now() - pool->start;
     }
     return did;
 }
@@ -183,12 +191,13 @@ static int sm_valid(const sm_step *step) {
 }
 
 int sm_pool_run_timed(sm_pool *pool, const sm_step *steps, int nsteps, void *const *pointers, void *const *scratch,
-                      double *seconds_per_step) {
+                      double *seconds_per_step, double *spans) {
     for (int s = 0; s < nsteps; s++)
         if (!sm_valid(&steps[s])) return -1;
     pthread_mutex_lock(&pool->run);
     pool->scratch = scratch;
-    double start = seconds_per_step ? sm_now() : 0.0;
+    double before = seconds_per_step ? sm_now() : 0.0;
+    pool->start = before;
     for (int s = 0; s < nsteps; s++) {
         const sm_step *step = &steps[s];
         for (int i = 0; i < step->nargs; i++) pool->args[i] = pointers[step->arg_ids[i]];
@@ -196,13 +205,19 @@ int sm_pool_run_timed(sm_pool *pool, const sm_step *steps, int nsteps, void *con
         pool->tasks = step->tasks;
         pool->grain = step->grain;
         pool->chunks = step->tasks <= 0 ? 0 : (uint32_t)((step->tasks - 1) / step->grain + 1);
-        if (pool->chunks > 1 && pool->threads > 1) sm_run_shared(pool);
+        pool->spans = spans ? spans + 2 * (long)s * pool->threads : NULL;
+        int shared = pool->chunks > 1 && pool->threads > 1;
+        if (shared) sm_run_shared(pool);
         else
             for (uint32_t c = 0; c < pool->chunks; c++) sm_do_chunk(pool, (long)c, 0);
         if (seconds_per_step) {
             double now = sm_now();
-            seconds_per_step[s] = now - start;
-            start = now;
+            seconds_per_step[s] = now - before;
+            if (spans && !shared) {
+                pool->spans[0] = before - pool->start;
+                pool->spans[1] = now - pool->start;
+            }
+            before = now;
         }
     }
     pthread_mutex_unlock(&pool->run);
@@ -210,7 +225,7 @@ int sm_pool_run_timed(sm_pool *pool, const sm_step *steps, int nsteps, void *con
 }
 
 int sm_pool_run(sm_pool *pool, const sm_step *steps, int nsteps, void *const *pointers, void *const *scratch) {
-    return sm_pool_run_timed(pool, steps, nsteps, pointers, scratch, NULL);
+    return sm_pool_run_timed(pool, steps, nsteps, pointers, scratch, NULL, NULL);
 }
 
 /* Starts worker `id` with all signals blocked: they belong to the threads of the application. */

@@ -39,9 +39,10 @@ void sm_pool_destroy(sm_pool *pool);
  * each thread, or is NULL.  One run at a time: a second caller waits until the first is done. */
 int sm_pool_run(sm_pool *pool, const sm_step *steps, int nsteps, void *const *pointers, void *const *scratch);
 
-/* The same, and the wall-clock seconds of each step. */
+/* The same, with times: the wall-clock seconds of each step; and from when to when, in seconds since the call, thread t
+ * worked on step s, in spans[2 * (s * threads + t)] and the entry after it, which stay as they are where it did not. */
 int sm_pool_run_timed(sm_pool *pool, const sm_step *steps, int nsteps, void *const *pointers, void *const *scratch,
-                      double *seconds_per_step);
+                      double *seconds_per_step, double *spans);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,125 @@
+"""Depthwise convolutions: packed weights, iterations that run together, and which kernel a residual becomes part of."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import smartmem
+from smartmem.compiler import build_program
+from smartmem.schedule.loops import _jam_width
+
+
+def weight(name: str, *shape: int) -> onnx.TensorProto:
+    rng = np.random.default_rng(list(shape))
+    return numpy_helper.from_array((rng.standard_normal(shape) / 4).astype(np.float32), name)
+
+
+def model(nodes: list[onnx.NodeProto], shape: tuple[int, ...], weights: list[onnx.TensorProto]) -> onnx.ModelProto:
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "windows", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def depthwise(channels: int, side: int, taps: int, stride: int = 1) -> onnx.ModelProto:
+    """Between two 1x1 convolutions, so that channels are innermost."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"]),
+        helper.make_node(
+            "Conv", ["a", "w1"], ["b"], group=channels, pads=[taps // 2] * 4, strides=[stride] * 2, name="depthwise"
+        ),
+        helper.make_node("Conv", ["b", "w2"], ["y"]),
+    ]
+    weights = [weight("w0", channels, 3, 1, 1), weight("w1", channels, 1, taps, taps), weight("w2", 7, channels, 1, 1)]
+    return model(nodes, (1, 3, side, side + 1), weights)
+
+
+def agrees(proto: onnx.ModelProto, level: str) -> None:
+    shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    with smartmem.compile(proto, level=level, threads=2) as compiled:
+        np.testing.assert_allclose(compiled(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", ["naive", "layout", "full"])
+@pytest.mark.parametrize(
+    ("channels", "side", "taps", "stride"),
+    [(32, 14, 3, 1), (20, 7, 5, 1), (48, 9, 7, 1), (16, 30, 3, 2), (33, 6, 3, 1), (64, 4, 9, 1), (3, 8, 3, 1)],
+)
+def test_depthwise_convolutions(level: str, channels: int, side: int, taps: int, stride: int) -> None:
+    agrees(depthwise(channels, side, taps, stride), level)
+
+
+def test_weights_lie_along_the_lane() -> None:
+    """(channel, 1, row, column) is packed as (row, column, channel), and no vector is gathered."""
+    program = build_program(depthwise(32, 14, 3), level="full")
+    packed = {name: data for name, data in program.weights.items() if ".lanes" in name}
+    assert [data.shape for data in packed.values()] == [(3, 3, 32)]
+    original = numpy_helper.to_array(weight("w1", 32, 1, 3, 3))
+    np.testing.assert_array_equal(next(iter(packed.values())), original[:, 0].transpose(1, 2, 0))
+    assert "w1" not in program.weights
+    (number,) = (k for k, row in enumerate(program.report["kernels"]) if row["family"] == "window")
+    symbol = program.steps[number].symbol
+    (text,) = (source for source in program.sources.values() if f"void {symbol}" in source)
+    assert "sm_load_strided" not in text.split(f"void {symbol}")[1].split("\n}\n")[0]
+
+
+def test_iterations_that_run_together() -> None:
+    """As many as fit, but no more than leave few single ones."""
+    assert [_jam_width(n, 8) for n in (2, 3, 5, 8, 12, 54)] == [0, 3, 5, 8, 6, 6]
+    assert all(_jam_width(n, 4) in (3, 4) for n in range(3, 60))
+
+
+def windows_and_convolution() -> onnx.ModelProto:
+    """Attention in windows of 4x4 tokens plus a depthwise convolution of the values, then a projection."""
+    side, window, channels, heads = 16, 4, 32, 2
+    count, size = side // window, channels // heads
+    cut = np.array([count, window, count, window, heads, size])
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["v"]),
+        helper.make_node("Reshape", ["v", "cut"], ["v1"]),
+        helper.make_node("Transpose", ["v1"], ["v2"], perm=[0, 2, 4, 1, 3, 5]),
+        helper.make_node("Reshape", ["v2", "rows"], ["v3"]),
+        helper.make_node("Transpose", ["v3"], ["k"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["v3", "k"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v3"], ["o"]),
+        helper.make_node("Reshape", ["o", "split"], ["o1"]),
+        helper.make_node("Transpose", ["o1"], ["o2"], perm=[2, 5, 0, 3, 1, 4]),
+        helper.make_node("Reshape", ["o2", "image"], ["o3"]),
+        helper.make_node("Transpose", ["v"], ["c"], perm=[2, 0, 1]),
+        helper.make_node("Reshape", ["c", "image"], ["c1"]),
+        helper.make_node("Conv", ["c1", "d"], ["local"], group=channels, pads=[1, 1, 1, 1], name="local"),
+        helper.make_node("Add", ["o3", "local"], ["both"], name="both"),
+        helper.make_node("Conv", ["both", "e"], ["y"]),
+    ]
+    shapes = {
+        "cut": cut,
+        "rows": np.array([count * count, heads, window * window, size]),
+        "split": np.array([count, count, heads, window, window, size]),
+        "image": np.array([1, channels, side, side]),
+    }
+    weights = [weight("w", channels, channels), weight("d", channels, 1, 3, 3), weight("e", 8, channels, 1, 1)]
+    weights += [numpy_helper.from_array(data.astype(np.int64), name) for name, data in shapes.items()]
+    return model(nodes, (side, side, channels), weights)
+
+
+@pytest.mark.parametrize("level", ["naive", "full"])
+def test_a_sum_of_windows_and_a_convolution(level: str) -> None:
+    agrees(windows_and_convolution(), level)
+
+
+def test_the_sum_joins_the_attention_not_the_convolution() -> None:
+    """Reading windows would cut the loops of the convolution; the attention has them as rows."""
+    program = build_program(windows_and_convolution(), level="full")
+    rows = {row["name"]: row for row in program.report["kernels"]}
+    (attention,) = (row for row in rows.values() if row["family"] == "attention")
+    assert "both" in attention["origin"]
+    (local,) = (row for row in rows.values() if "local" in row["origin"])
+    assert local["family"] == "window"
+    assert "both" not in local["origin"]
