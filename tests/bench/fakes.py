@@ -121,7 +121,7 @@ def peer_class(name: str) -> type[Peer]:
 
 
 def command(python: str) -> list[str]:
-    """In place of `smartmem.bench.run.worker_command`."""
+    """In place of `smartmem.bench.runner.worker_command`."""
     return [python, str(Path(__file__))]
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from tests.bench import fakes
 
-from smartmem.bench import networks, worker
-from smartmem.bench import run as bench
+from smartmem.bench import networks, rounds, run, runner, worker
 from smartmem.bench.networks import Case
+from smartmem.bench.options import Options
 from smartmem.bench.page import page
 from smartmem.bench.peers import PEERS, peer_class
 from smartmem.bench.peers.base import Peer, count_kinds, telling_line
-from smartmem.bench.run import Options, Result, Row
+from smartmem.bench.result import Result, Row, read_json, write_json
+from smartmem.bench.run import measure
 from smartmem.bench.table import show
 from smartmem.errors import InputError, RuntimeFailure
 
@@ -29,18 +30,18 @@ X = np.arange(3.0)
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """Fake peers; a case with a sample for each network of the zoo that is asked for."""
-    monkeypatch.setattr(bench, "worker_command", fakes.command)
-    monkeypatch.setattr(bench, "peer_class", fakes.peer_class)
+    monkeypatch.setattr(runner, "worker_command", fakes.command)
+    monkeypatch.setattr(runner, "peer_class", fakes.peer_class)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("BENCH_LOG", str(tmp_path / "log"))
-    monkeypatch.setattr(bench, "BURST_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "BURST_SECONDS", 0.0)
 
     def of_zoo(name, folder):
         if name == "swin_t":
             return Case(name, folder / "swin_t.onnx", network=name, error="cannot be exported: no such luck")
         return Case(name, folder / f"{name}.onnx", {"x": X}, {"y": 2 * X}, name)
 
-    monkeypatch.setattr(bench, "of_zoo", of_zoo)
+    monkeypatch.setattr(run, "of_zoo", of_zoo)
     return tmp_path
 
 
@@ -52,7 +53,7 @@ def options(folder, **more) -> Options:
 @pytest.fixture
 def result(fake) -> Result:
     peers = ("onnxruntime", "openvino", "mnn", "ncnn", "litert", "tvm", "iree")
-    return bench.measure(
+    return measure(
         options(fake, networks=("vit_b16", "swin_t"), against=peers, levels=("naive", "fuse", "full"), limit=3.0)
     )
 
@@ -85,13 +86,13 @@ def test_every_failure_has_its_reason(result, fake, capsys):
     text = " ".join(capsys.readouterr().out.split())
     for part in ("smartmem full", "onnxruntime 1.2", "wrong answer", "failed: the compiler", "2 interleaved rounds"):
         assert part in text
-    bench.write_json(result, "-")
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert {"model", "runner", "level", "median_ms", "p10_ms", "ratio", "relative_error", "peak_bytes"} <= set(rows[0])
-    bench.write_json(result, str(fake / "out.json"))
-    assert json.loads((fake / "out.json").read_text())["rows"] == rows
+    write_json(result, "-")
+    found = json.loads(capsys.readouterr().out)["rows"]
+    assert {"model", "runner", "level", "median_ms", "p10_ms", "ratio", "relative_error", "peak_bytes"} <= set(found[0])
+    write_json(result, str(fake / "out.json"))
+    assert read_json(fake / "out.json") == result
     with pytest.raises(InputError, match="cannot be written"):
-        bench.write_json(result, str(fake / "out.json" / "x"))
+        write_json(result, str(fake / "out.json" / "x"))
 
 
 def test_page_is_self_contained(result):
@@ -105,17 +106,66 @@ def test_page_is_self_contained(result):
 
 
 def test_turns_are_interleaved(fake):
-    bench.measure(options(fake, levels=("naive", "full"), rounds=3))
+    measure(options(fake, levels=("naive", "full"), rounds=3))
     turns = (fake / "log").read_text().split()
-    assert turns[:6] == [name for name in ("smartmem-full", "smartmem-naive", "onnxruntime") for _ in range(2)]
-    round_ = ["smartmem-full"] * 2 + ["smartmem-naive"] * 2 + ["onnxruntime"] * 2  # unmeasured, measured
-    assert turns[6:] == round_ * 3
+    each = [name for name in ("smartmem-full", "smartmem-naive", "onnxruntime") for _ in range(2)]
+    assert turns == each + each + each * 3  # prepare, load; then rounds of an unmeasured and a measured run
+
+
+def test_slow_runners_take_part_in_fewer_rounds(fake):
+    """The fake takes less than a microsecond of the budget, and nothing fits into none."""
+    result = measure(options(fake, levels=("full",), rounds=10, seconds=0.0))
+    assert {row.rounds for row in result.rows} == {runner.LEAST_ROUNDS}
+    assert [n for n in range(10) if runner.takes_part(n, 3, 10)] == [0, 4, 7]
+    assert all(sum(runner.takes_part(n, count, 10) for n in range(10)) == count for count in range(1, 11))
+    result = measure(options(fake, levels=("full",), longest=0.0))
+    assert {row.error.partition(":")[0] for row in result.rows} == {"not timed"}
+
+
+def test_preparation_is_kept(fake):
+    """The second call loads what the first one converted; a changed model is converted again."""
+    model = fake / "vit_b16.onnx"
+    model.write_text("a")
+    given = options(fake, levels=("fuse", "full"), work=fake / "work", rounds=1)
+    first = measure(dataclasses.replace(given, timed=False))
+    assert {row.median_ms for row in first.rows} == {None}
+    assert first.rows[1].once_ms is not None
+    count = len((fake / "log").read_text().split())
+    second = measure(given)
+    assert len((fake / "log").read_text().split()) == count + 4 * 2  # load and rounds of the two that work
+    assert [row.error for row in second.rows] == ["the compiler failed", "", ""]
+    assert second.rows[1].prepare_s == first.rows[1].prepare_s
+    model.write_text("another")
+    assert measure(given).rows[1].prepare_s != first.rows[1].prepare_s
+
+
+def test_a_full_disk_converts_again(fake, monkeypatch):
+    monkeypatch.setattr(runner, "SPARE_DISK", 1 << 62)
+    given = options(fake, levels=("full",), work=fake / "work", rounds=1)
+    for timed in (False, True, True):
+        assert [row.error for row in measure(dataclasses.replace(given, timed=timed)).rows] == ["", ""]
+        assert not list((fake / "work").rglob("files"))
+
+
+def test_results_add_up(fake):
+    """An interrupted measurement goes on where it ended."""
+    seen: list[list[str]] = []
+    first = measure(options(fake, levels=("full",), networks=("vit_b16",)))
+    both = options(fake, levels=("full",), networks=("vit_b16", "swin_t", "convnext_t"))
+    result = measure(both, first, lambda found: seen.append(found.models()))
+    assert seen == [["vit_b16", "swin_t"], ["vit_b16", "swin_t", "convnext_t"]]
+    assert set(result.references) == {"vit_b16", "convnext_t"}
+    with pytest.raises(InputError, match="the earlier rows are of 1 threads, 2 rounds"):
+        measure(dataclasses.replace(both, threads=2), result)
+    (fake / "old.json").write_text("[]")
+    with pytest.raises(InputError, match="was not written by this version"):
+        read_json(fake / "old.json")
 
 
 def test_groups_share_an_anchor(fake, monkeypatch):
     """With no memory to spare, each group is the anchor and one other."""
-    monkeypatch.setattr(bench, "available_bytes", lambda: 0)
-    result = bench.measure(options(fake, levels=("naive", "eliminate", "full"), rounds=1))
+    monkeypatch.setattr(rounds, "available_bytes", lambda: 0)
+    result = measure(options(fake, levels=("naive", "eliminate", "full"), rounds=1))
     rows = {row.level: row for row in result.rows}
     assert [rows[level].group for level in ("full", "eliminate", "naive", None)] == [1, 2, 3, 4]
     assert (rows["full"].runs, rows["naive"].runs) == (4, 1)
@@ -124,16 +174,16 @@ def test_groups_share_an_anchor(fake, monkeypatch):
 
 
 def test_all_means_installed(fake):
-    result = bench.measure(options(fake, against=("all",), levels=("full",), rounds=1, limit=3.0))
+    result = measure(options(fake, against=("all",), levels=("full",), rounds=1, limit=3.0))
     assert "iree" in result.missing
     assert "tinygrad" in result.missing
     assert [row.runner for row in result.rows][:3] == ["smartmem", "onnxruntime", "openvino"]
 
 
 def test_first_peer_is_the_reference(fake, monkeypatch):
-    monkeypatch.setattr(bench, "of_file", lambda model, shapes, seed: Case("m", model, {"x": X}))
+    monkeypatch.setattr(run, "of_file", lambda model, shapes, seed: Case("m", model, {"x": X}))
     given = options(fake, model=fake / "m.onnx", against=("openvino",), levels=("full",), rounds=1)
-    result = bench.measure(given)
+    result = measure(given)
     assert result.references == {"m": "openvino"}
     assert result.rows[0].error.startswith("wrong answer")
 
@@ -149,7 +199,7 @@ def test_first_peer_is_the_reference(fake, monkeypatch):
 )
 def test_unknown_names(tmp_path, change, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        bench.measure(options(tmp_path, **change))
+        measure(options(tmp_path, **change))
 
 
 def test_export_errors(tmp_path, monkeypatch):
@@ -219,7 +269,7 @@ def test_real_workers(tmp_path, monkeypatch):
 
     model = write_model(tmp_path / "tiny.onnx")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    result = bench.measure(
+    result = measure(
         Options(model, against=("onnxruntime", "openvino"), levels=(), shapes={"x": (5, 8)}, rounds=1, threads=1)
     )
     row, other = result.rows

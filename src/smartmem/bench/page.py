@@ -1,42 +1,45 @@
-"""One self-contained HTML page of a `Result`: tables, and charts as inline SVG.
+"""One self-contained HTML page of a `Result`: an overview of all networks, then charts and numbers of each.
 
-Charts, each with its numbers as text beside the marks:
-
-    latency     bars per network: every peer and smartmem's furthest level; bars end at CLIP times the shortest
-    breakdown   speed of each level over the first one, per network (the paper's "speedup over no optimization")
-    counts      kernels and copies by level, per network
+overview    medians, a row per network and a column per level and peer; smartmem's furthest level over the best peer
+network     `charts`, and a table of everything that is known
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from html import escape
 
-from smartmem.bench.run import Result, Row
+from smartmem.bench.charts import CLIP, breakdown, counts, latency, milliseconds, name
+from smartmem.bench.result import Result, Row
 from smartmem.bench.table import number
 from smartmem.levels import LEVELS
 from smartmem.report.tables import size
 
-CLIP = 5.0
-_WIDTH, _LABEL, _BAR, _STEP = 720, 170, 14, 22  # px: a chart, its labels, a bar, a row
-
 _STYLE = """
-:root { --text: #1a1c20; --soft: #5c6370; --page: #ffffff; --line: #d9dce2; --ours: #c2410c; --peer: #64748b;
-  --level-0: #fed7aa; --level-1: #fdba74; --level-2: #fb923c; --level-3: #ea580c; --level-4: #9a3412; --bad: #b91c1c; }
+:root { color-scheme: light dark; --text: #1a1c20; --soft: #5c6370; --page: #ffffff; --line: #d9dce2; --ours: #c2410c;
+  --peer: #64748b; --bad: #b91c1c; --tint: #ffedd5;
+  --level-0: #fed7aa; --level-1: #fdba74; --level-2: #fb923c; --level-3: #ea580c; --level-4: #9a3412; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6e8ec; --soft: #9aa2af; --page: #14161a; --line: #333843;
-  --ours: #fb923c; --peer: #7c8aa0; --level-0: #7c2d12; --level-1: #9a3412; --level-2: #c2410c; --level-3: #ea580c;
-  --level-4: #fdba74; --bad: #f87171; } }
+  --ours: #fb923c; --peer: #7c8aa0; --bad: #f87171; --tint: #3b2314;
+  --level-0: #7c2d12; --level-1: #9a3412; --level-2: #c2410c; --level-3: #ea580c; --level-4: #fdba74; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 2rem auto;
-  max-width: 62rem; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
-p, figcaption { color: var(--soft); } figure { margin: 0; overflow-x: auto; } svg { max-width: 100%; height: auto; }
+  max-width: 76rem; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; } h3 { font-size: 1rem; margin: 0 0 .3rem; }
+p, figcaption, summary { color: var(--soft); } figure { margin: 0 0 .8rem; }
+figcaption { font-size: .85rem; margin-bottom: .2rem; }
+section { border-top: 1px solid var(--line); padding: 1rem 0; } details { margin-top: .5rem; }
+.charts { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 0 1.5rem; }
+@media (max-width: 50rem) { .charts { grid-template-columns: minmax(0, 1fr); } }
+svg { max-width: 100%; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--text); } svg .soft { fill: var(--soft); }
 svg .bad { fill: var(--bad); } svg .ours { fill: var(--ours); } svg .peer { fill: var(--peer); }
 svg .spread { stroke: var(--text); stroke-width: 1; } svg .axis { stroke: var(--line); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-td.bad { color: var(--bad); text-align: left; white-space: normal; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .45rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--page); }
+thead th { vertical-align: bottom; } td.bad { color: var(--bad); } td.best { font-weight: 700; }
+td.ours { background: var(--tint); } td.reason { text-align: left; white-space: normal; min-width: 14rem; }
 """
 
 
@@ -45,122 +48,104 @@ def page(result: Result) -> str:
     body = [
         "<h1>smartmem bench</h1>",
         f"<p>{escape(_conditions(result))}</p>",
-        "<h2>Latency</h2>",
-        f"<p>Medians; the thin line goes from the 10th to the 90th percentile. Bars end at {CLIP:g} times the "
-        "shortest of their network.</p>",
-        *(_latency(model, _of(result, model)) for model in result.models()),
+        "<h2>Overview</h2>",
+        "<p>Medians in milliseconds; a network's shortest is bold. Where there is a word instead, its reason shows "
+        "when the pointer rests on it, and in the network's own table.</p>",
+        _overview(result),
+        "<h2>Networks</h2>",
+        "<p>Latency is the median; the thin line goes from the 10th to the 90th percentile, and bars end at "
+        f"{CLIP:g} times the shortest. Speed is relative to the first level that ran. The grey part of a bar of "
+        "kernels is copies.</p>",
+        *(_network(model, result) for model in result.models()),
     ]
-    if any(row.level for row in result.rows):
-        body += [
-            "<h2>Breakdown by level</h2>",
-            "<p>How many times as fast as the first level that ran.</p>",
-            *(_breakdown(model, _of(result, model)) for model in result.models()),
-            "<h2>Kernels and copies by level</h2>",
-            *(_counts(model, _of(result, model)) for model in result.models()),
-        ]
-    body += ["<h2>All numbers</h2>", *(_table(model, result) for model in result.models())]
     if result.missing:
         body.append("<h2>Left out</h2>")
-        body += [f"<p>{escape(name)}: {escape(reason)}</p>" for name, reason in result.missing.items()]
+        body += [f"<p>{escape(peer)}: {escape(reason)}</p>" for peer, reason in result.missing.items()]
     style = "".join(f"svg .level-{i} {{ fill: var(--level-{i}); }}\n" for i in range(len(LEVELS)))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>smartmem bench</title>'
-        f"<style>{_STYLE}{style}</style></head><body>\n" + "\n".join(filter(None, body)) + "\n</body></html>\n"
+        f"<style>{_STYLE}{style}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 
 
 def _conditions(result: Result) -> str:
     machine = result.machine
+    days = sorted({date.partition(" ")[0] for date in result.dates.values()})
     return (
         f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cpus', '?')} CPUs, {machine.get('system', '')}, Python "
-        f"{machine.get('python', '')}, {machine.get('date', '')}; {result.threads} threads, {result.rounds} "
-        "interleaved rounds, float32"
+        f"{machine.get('python', '')}, {' to '.join(days[:1] + days[1:][-1:])}; {result.threads} threads, "
+        f"{result.rounds} interleaved rounds, "
+        + (f"smartmem on {machine['smartmem']}" if "smartmem" in machine else "float32")
     )
 
 
-def _of(result: Result, model: str) -> list[Row]:
-    return [row for row in result.rows if row.model == model]
+def _overview(result: Result) -> str:
+    columns = list(dict.fromkeys((row.runner, row.level) for row in result.rows))
+    columns.sort(key=lambda column: (column[1] is None, LEVELS.index(column[1]) if column[1] in LEVELS else 0))
+    last = next((level for _, level in reversed(columns) if level), "")
+    lines, ratios = [], []
+    for model in result.models():
+        rows = {(row.runner, row.level): row for row in result.of(model)}
+        best = min((row.median_ms for row in rows.values() if row.median_ms), default=None)
+        furthest = [row for row in rows.values() if row.level][-1:]
+        ratio = furthest[0].ratio if furthest else None
+        ratios += [ratio] if ratio else []
+        cells = "".join(_median(rows.get(column), best) for column in columns)
+        lines.append(f"<tr><td>{escape(model)}</td>{cells}<td>{number(ratio, '.2f')}</td></tr>")
+    titles = "".join(f"<th>{escape(level or runner)}</th>" for runner, level in columns)
+    mean = ""
+    if ratios:
+        value = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        networks = f"{len(ratios)} networks" if len(ratios) > 1 else "1 network"
+        mean = f"<p>Geometric mean of the last column over {networks}: {value:.2f}.</p>"
+    return (
+        f'<div class="scroll"><table><thead><tr><th>network</th>{titles}<th>{escape(last)} ÷<br>best peer</th></tr>'
+        "</thead><tbody>" + "\n".join(lines) + f"</tbody></table></div>{mean}"
+    )
 
 
-def _latency(model: str, rows: Sequence[Row]) -> str:
-    """Peers, and the furthest of the levels."""
-    furthest = [row for row in rows if row.level][-1:]
-    shown = sorted(furthest + [row for row in rows if not row.level], key=lambda row: row.median_ms or float("inf"))
-    times = [row.median_ms for row in shown if row.median_ms]
-    most = min(CLIP * min(times), max(row.p90_ms or row.median_ms or 0 for row in shown)) if times else 1.0
-    marks = []
-    for index, row in enumerate(shown):
-        y = index * _STEP
-        marks.append(_label(_name(row), y))
-        if row.median_ms is None:
-            marks.append(_text(_LABEL, y, row.error or "not measured", "bad"))
-            continue
-        length = _scaled(row.median_ms, most)
-        marks.append(_bar(y, length, "ours" if row.level else "peer"))
-        end = length
-        if row.p10_ms is not None and row.p90_ms is not None and row.median_ms <= most:
-            left, end = _scaled(row.p10_ms, most), max(length, _scaled(row.p90_ms, most))
-            marks.append(_line(_LABEL + left, _LABEL + end, y + _BAR / 2))
-        clipped = " →" if row.median_ms > most else ""
-        ratio = f" ({row.ratio:.2f}x best peer)" if row.ratio is not None else ""
-        marks.append(_text(_LABEL + end + 6, y, f"{row.median_ms:.2f} ms{clipped}{ratio}", "soft"))
-    return _figure(f"{model}: latency", model, marks, len(shown))
+def _median(row: Row | None, best: float | None) -> str:
+    if row is None:
+        return "<td></td>"
+    if row.median_ms is None:
+        words = {"wrong answer": "wrong", "no answer within": "time", "not timed": "slow"}
+        word = next((word for start, word in words.items() if row.error.startswith(start)), "fails")
+        return f'<td class="bad" title="{escape(row.error)}">{word if row.error else "-"}</td>'
+    kinds = ["ours"] if row.level else []
+    kinds += ["best"] if row.median_ms == best else []
+    return f'<td class="{" ".join(kinds)}">{milliseconds(row.median_ms)}</td>'
 
 
-def _breakdown(model: str, rows: Sequence[Row]) -> str:
-    levels = [row for row in rows if row.level]
-    timed = [row for row in levels if row.median_ms]
-    if not timed:
-        return ""
-    first = timed[0].median_ms or 1.0
-    most = max(first / (row.median_ms or first) for row in timed)
-    marks = []
-    for index, row in enumerate(levels):
-        marks.append(_label(row.level or "", index * _STEP))
-        if row.median_ms is None:
-            marks.append(_text(_LABEL, index * _STEP, row.error or "not measured", "bad"))
-            continue
-        speed = first / row.median_ms
-        length = _scaled(speed, most)
-        marks.append(_bar(index * _STEP, length, _shade(row)))
-        marks.append(_text(_LABEL + length + 6, index * _STEP, f"{speed:.2f}x", "soft"))
-    return _figure(f"{model}: speed by level", model, marks, len(levels))
+def _network(model: str, result: Result) -> str:
+    rows = result.of(model)
+    by_level = breakdown(rows) + counts(rows)
+    charts = latency(rows) + (f"<div>{by_level}</div>" if by_level else "")
+    reference = result.references.get(model, "")
+    against = f", errors against {escape(reference)}" if reference else ""
+    return (
+        f'<section><h3>{escape(model)}</h3><div class="charts">{charts}</div>'
+        f"<details><summary>All numbers{against}</summary>{_table(rows)}</details></section>"
+    )
 
 
-def _counts(model: str, rows: Sequence[Row]) -> str:
-    levels = [row for row in rows if row.level and row.kernels is not None]
-    if not levels:
-        return ""
-    most = max(row.kernels or 0 for row in levels) or 1
-    marks = []
-    for index, row in enumerate(levels):
-        y = index * _STEP
-        marks.append(_label(row.level or "", y))
-        length = _scaled(row.kernels or 0, most)
-        marks.append(_bar(y, length, _shade(row)))
-        copies = f", {row.layouts} of them copies" if row.layouts is not None else ""
-        if row.layouts:
-            marks.append(_bar(y, _scaled(row.layouts, most), "peer"))
-        marks.append(_text(_LABEL + length + 6, y, f"{row.kernels} kernels{copies}", "soft"))
-    return _figure(f"{model}: kernels by level; the grey part are copies", model, marks, len(levels))
-
-
-def _table(model: str, result: Result) -> str:
+def _table(rows: Sequence[Row]) -> str:
     titles = (
-        "runner", "version", "median ms", "p10", "p90", "x best peer", "relative error", "prepare s", "operators",
-        "kernels", "layout", "peak memory", "group", "",
+        "runner", "version", "median ms", "p10", "p90", "x best peer", "relative error", "rounds", "runs", "prepare s",
+        "operators", "kernels", "layout", "peak memory", "group", "",
     )  # fmt: skip
     lines = []
-    for row in _of(result, model):
+    for row in rows:
         cells = (
-            _name(row),
+            name(row),
             row.version,
             number(row.median_ms, ".3f"),
             number(row.p10_ms, ".3f"),
             number(row.p90_ms, ".3f"),
             number(row.ratio, ".2f"),
             number(row.relative_error, ".2g"),
+            number(row.rounds or None, "d"),
+            number(row.runs or None, "d"),
             number(row.prepare_s, ".1f"),
             number(row.operators, "d"),
             number(row.kernels, "d"),
@@ -169,51 +154,10 @@ def _table(model: str, result: Result) -> str:
             number(row.group or None, "d"),
         )
         data = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines.append(f'<tr>{data}<td class="bad">{escape(row.error)}</td></tr>')
+        lines.append(f'<tr>{data}<td class="bad reason">{escape(row.error)}</td></tr>')
     head = "".join(f"<th>{title}</th>" for title in titles)
-    reference = result.references.get(model, "")
-    against = f"<p>Errors against {escape(reference)}.</p>" if reference else ""
     return (
-        f'<h3>{escape(model)}</h3>{against}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
         + "\n".join(lines)
         + "</tbody></table></div>"
-    )
-
-
-def _name(row: Row) -> str:
-    return f"{row.runner} {row.level}" if row.level else row.runner
-
-
-def _shade(row: Row) -> str:
-    return f"level-{LEVELS.index(row.level) if row.level in LEVELS else 0}"
-
-
-def _scaled(value: float, most: float) -> float:
-    """Pixels of a bar; room for the text is left."""
-    return (_WIDTH - _LABEL - 190) * min(1.0, value / most)
-
-
-def _label(text: str, y: float) -> str:
-    return f'<text x="{_LABEL - 8}" y="{y + _BAR - 3:.0f}" text-anchor="end">{escape(text)}</text>'
-
-
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    short = text if len(text) <= 88 else text[:87] + "…"
-    return f'<text x="{x:.1f}" y="{y + _BAR - 3:.0f}" class="{kind}">{escape(short)}</text>'
-
-
-def _bar(y: float, length: float, kind: str) -> str:
-    return f'<rect x="{_LABEL}" y="{y:.0f}" width="{max(length, 1):.1f}" height="{_BAR}" class="{kind}"/>'
-
-
-def _line(left: float, right: float, y: float) -> str:
-    return f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}" class="spread"/>'
-
-
-def _figure(title: str, heading: str, marks: Iterable[str], rows: int) -> str:
-    height = max(rows, 1) * _STEP
-    axis = f'<line x1="{_LABEL}" x2="{_LABEL}" y1="0" y2="{height}" class="axis"/>'
-    return (
-        f'<h3>{escape(heading)}</h3><figure><svg viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" role="img" '
-        f'aria-label="{escape(title)}">{"".join(marks)}{axis}</svg></figure>'
     )

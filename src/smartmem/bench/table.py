@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from smartmem.bench.run import Result, Row
+from smartmem.bench.result import Result, Row
 from smartmem.report.tables import console, size, table
 
 COLUMNS = (
@@ -16,20 +16,22 @@ def show(result: Result) -> None:
     """Print a table for each network, and below them how they were measured."""
     out = console()
     for model in result.models():
-        rows = [row for row in result.rows if row.model == model]
-        out.print(table(model, COLUMNS, [_cells(row) for row in rows]))
+        rows = result.of(model)
+        out.print(table(model, COLUMNS, [_cells(row, result.rounds) for row in rows]))
         if reference := result.references.get(model):
             drift = next((f"; speed changed by {row.drift:.2f} between groups" for row in rows if row.drift), "")
             out.print(f"errors against {reference}{drift}\n")
     out.print(
         f"{result.threads} threads, {result.rounds} interleaved rounds, {result.machine.get('cpu', '')} "
-        f"({result.machine.get('cpus', '?')} CPUs), {result.machine.get('date', '')}"
+        f"({result.machine.get('cpus', '?')} CPUs), {max(result.dates.values(), default='')}"
     )
+    if "smartmem" in result.machine:
+        out.print(f"smartmem on {result.machine['smartmem']}")
     for name, reason in result.missing.items():
         out.print(f"left out: {name}: {reason}")
 
 
-def _cells(row: Row) -> tuple[object, ...]:
+def _cells(row: Row, rounds: int) -> tuple[object, ...]:
     return (
         row.runner + (f" {row.level}" if row.level else f" {row.version}"),
         number(row.median_ms, ".3f"),
@@ -40,15 +42,19 @@ def _cells(row: Row) -> tuple[object, ...]:
         number(row.kernels, "d"),
         number(row.layouts, "d"),
         "-" if row.peak_bytes is None else size(row.peak_bytes),
-        _note(row),
+        _note(row, rounds),
     )
 
 
-def _note(row: Row) -> Text:
+def _note(row: Row, rounds: int) -> Text:
     if row.error:
-        wrong = row.error.startswith("wrong answer")
-        return Text(row.error if wrong else f"failed: {row.error}", style="red")
-    return Text("fastest" if row.ratio is not None and row.ratio < 1 else "", style="green")
+        plain = row.error.startswith(("wrong answer", "not timed"))
+        return Text(row.error if plain else f"failed: {row.error}", style="red")
+    if row.median_ms is None:
+        return Text("prepared" if row.once_ms is None else f"prepared: one run took {row.once_ms:.3f} ms")
+    notes = ["fastest"] if row.ratio is not None and row.ratio < 1 else []
+    notes += [f"{row.rounds} rounds"] if row.rounds < rounds else []
+    return Text(", ".join(notes), style="green" if row.ratio is not None and row.ratio < 1 else "")
 
 
 def number(value: float | None, form: str) -> str:

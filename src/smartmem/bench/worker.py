@@ -4,17 +4,18 @@ Spoken over pipes, one JSON object a line: the parent asks, the worker answers.
 
     {"do": "version", "peer": …}                     -> {"version": …}
     {"do": "convert", "peer": …, job …}              -> {"facts": {…}}
-    {"do": "load", "peer": …, "outputs": …npz, job …} -> {"seconds": time of the second run, "facts": {…}, "peak": …}
+    {"do": "load", "peer": …, "outputs": …npz or "", job …} -> {"seconds": of the second run, "facts": {…}, "peak": …}
     {"do": "burst", "runs": n, "warm": true}         -> {"seconds": [n times], "peak": bytes}
     anything that fails                              -> {"error": one line}
 
-A job is {"model", "inputs": …npz, "threads", "folder", "network", "level", "march", "database"}; `warm` puts an
-unmeasured run before the measured ones. Between two requests the process waits in read(), and the parent
-has it stopped.
+A job is {"model", "inputs": …npz, "threads", "folder", "network", "level", "march", "target", "database"}; `warm` puts
+an unmeasured run before the measured ones. Between two requests the process waits in read(), and the parent has it
+stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -28,12 +29,15 @@ from smartmem.bench.peers import peer_class
 from smartmem.bench.peers.base import Job, Peer
 from smartmem.errors import SmartmemError
 from smartmem.inputs import write_npz
+from smartmem.runtime.peak import peak_bytes
 
 _LONGEST = 300  # characters of an error
 
 
 def serve() -> None:
     """Answer requests from standard input until it ends."""
+    with contextlib.suppress(OSError):  # where memory runs out, let it be this process that ends
+        Path("/proc/self/oom_score_adj").write_text("1000")
     # Libraries print to standard output: answers have a descriptor of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -54,23 +58,6 @@ def serve() -> None:
     os._exit(0)  # libraries that crash or hang in their destructors have nothing left to do
 
 
-def peak_bytes() -> int:
-    """Most memory that this process had at once.
-
-    Linux's ru_maxrss starts at what the parent had when it forked; VmHWM is of this program alone.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _version(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     return {"version": peer.version()}
 
@@ -82,8 +69,9 @@ def _convert(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
 def _load(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     facts = peer.load(_job(request)).known()
     outputs = peer.run()
-    with open(request["outputs"], "wb") as target:
-        write_npz(target, outputs)
+    if request["outputs"]:
+        with open(request["outputs"], "wb") as target:
+            write_npz(target, outputs)
     start = time.perf_counter()
     peer.run()
     seconds = time.perf_counter() - start
@@ -115,6 +103,7 @@ def _job(request: dict[str, Any]) -> Job:
         network=request["network"],
         level=request["level"] or "full",
         march=request["march"],
+        target=request.get("target", {"device": "cpu"}),
         database=Path(request["database"]) if request["database"] else None,
     )
 

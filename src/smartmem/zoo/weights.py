@@ -53,7 +53,11 @@ def _fill(name: str, value: torch.Tensor, generator: torch.Generator, embedding:
 
 
 def calibrate(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-    """Set all BatchNorms' statistics to what they see on `inputs`, in place; the model ends in evaluation mode."""
+    """Set all BatchNorms' statistics to what they see on `inputs`, in place; the model ends in evaluation mode.
+
+    A channel that hardly varies on `inputs` counts as one that varies a tenth as much as the others: divided by its own
+    deviation, it would multiply another input by hundreds, layer after layer.
+    """
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -66,4 +70,5 @@ def calibrate(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
         model(*inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))
     model.eval()

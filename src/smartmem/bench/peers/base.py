@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,9 +38,10 @@ class Job:
         model: the ONNX file.
         inputs: arrays by name, always the same.
         threads: how many the peer may use.
-        folder: of this peer alone: what `convert` writes, `load` reads. Deleted at the end.
+        folder: of this peer alone: what `convert` writes, `load` reads.
         network: name in the zoo, for peers that start from the torch module; "" for a file of the user's.
         level, march: of smartmem.
+        target: device, memory, precision and layout of smartmem, as `smartmem run` takes them.
         database: of tuned schedules, for TVM.
     """
 
@@ -51,6 +52,7 @@ class Job:
     network: str = ""
     level: str = "full"
     march: str = "native"
+    target: Mapping[str, str] = field(default_factory=lambda: {"device": "cpu"})
     database: Path | None = None
 
 
@@ -155,11 +157,15 @@ def tool(command: Sequence[str], folder: Path) -> str:
 
 
 def telling_line(text: str) -> str:
-    """The line of a log that says what went wrong: the last that speaks of an error, else the last."""
+    """The line of a log that says what went wrong: the last that names what is missing, or an error, else the last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    words = ("error", "fail", "not support", "unsupported", "exception", "assert", "unknown", "can't", "cannot")
-    telling = [line for line in lines if any(word in line.lower() for word in words)]
-    return (telling or lines or [""])[-1]
+    for words in (
+        ("not support", "unsupported"),
+        ("error", "fail", "exception", "assert", "unknown", "can't", "cannot"),
+    ):
+        if telling := [line for line in lines if any(word in line.lower() for word in words)]:
+            return telling[-1]
+    return (lines or [""])[-1]
 
 
 def output_names(job: Job) -> list[str]:

@@ -1,4 +1,4 @@
-"""TorchInductor: torch.compile on the zoo's torch module."""
+"""TorchInductor: the zoo's torch module, exported and compiled ahead of time (AOTInductor)."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ from smartmem.bench.peers.base import Array, Facts, Job, Peer, imported, torch_m
 
 
 class Inductor(Peer):
-    """Compiles in the process that runs, so its peak memory has the compiler's in it."""
+    """`convert` writes a package that `load` runs: the code of torch.compile, without its compiler in memory."""
 
     name: ClassVar[str] = "inductor"
     package: ClassVar[str] = "torch"
     module: ClassVar[str] = "torch"
+    converts: ClassVar[bool] = True
 
     def version(self) -> str:
         return str(imported("torch", "torch").__version__)
 
+    def convert(self, job: Job) -> Facts:
+        torch, inductor = imported("torch", "torch"), imported("torch._inductor", "torch")
+        metrics = imported("torch._inductor.metrics", "torch")
+        module, inputs = torch_module(job)
+        metrics.reset()
+        with torch.no_grad():
+            exported = torch.export.export(module, inputs)
+            inductor.aoti_compile_and_package(
+                exported, package_path=str(job.folder / "model.pt2"), inductor_configs={"freezing": True}
+            )
+        # Its own loops; calls of library kernels are not counted by its interface.
+        return Facts(kernels=int(metrics.generated_kernel_count) or None)
+
     def load(self, job: Job) -> Facts:
-        torch = imported("torch", "torch")
-        # Its cache of compiled code belongs to this run alone: compile times are those of a first time.
-        torch._inductor.config.fx_graph_cache = False
-        module, self._inputs = torch_module(job)
-        torch._inductor.config.freezing = True
+        torch, inductor = imported("torch", "torch"), imported("torch._inductor", "torch")
+        torch.set_num_threads(job.threads)
         self._torch, self._job = torch, job
-        self._call = torch.compile(module, dynamic=False)
-        torch._inductor.metrics.reset()
+        self._call = inductor.aoti_load_package(str(job.folder / "model.pt2"))
+        self._inputs = tuple(torch.from_numpy(array.copy()) for array in job.inputs.values())
         return Facts()
 
     def run(self) -> dict[str, Array]:
         with self._torch.no_grad():
             return torch_outputs(self._job, self._call(*self._inputs))
-
-    def count(self) -> Facts:
-        """Its own loops; calls of library kernels are not counted by its interface."""
-        return Facts(kernels=int(self._torch._inductor.metrics.generated_kernel_count) or None)

@@ -1,6 +1,7 @@
 """ncnn on the CPU, float32 storage and arithmetic, converted by pnnx.
 
-pnnx knows TorchScript best: it gets the traced module of a network of the zoo, and the ONNX file of any other.
+pnnx knows TorchScript best: it gets the traced module of a network of the zoo. Where that leaves operators that ncnn
+does not have, and for any other model, it gets the ONNX file.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ class Ncnn(Peer):
         found = str(program) if program.is_file() else shutil.which("pnnx")
         if found is None:
             raise RuntimeFailure("no pnnx, which converts for it; run: pip install pnnx")
-        text = tool([found, *_source(job), "fp16=0"], job.folder)
-        if not (job.folder / "model.ncnn.param").is_file():
-            raise RuntimeFailure(f"pnnx wrote nothing: {telling_line(text)}")
-        lines = (job.folder / "model.ncnn.param").read_text().splitlines()[2:]
-        layers = [line.split()[0] for line in lines if line.strip()]
-        unknown = sorted({layer for layer in layers if imported("ncnn", "ncnn").create_layer(layer) is None})
-        if unknown:
-            raise RuntimeFailure(f"pnnx leaves operators that ncnn does not have: {', '.join(unknown[:3])}")
-        return count_kinds([layer for layer in layers if layer not in ("Input", "MemoryData", "Split", "Noop")])
+        for source in ("model.pt", "model.onnx") if job.network else ("model.onnx",):
+            _write_source(job, source)
+            text = tool([found, source, _shapes(job), "fp16=0"], job.folder)
+            if not (job.folder / "model.ncnn.param").is_file():
+                raise RuntimeFailure(f"pnnx wrote nothing: {telling_line(text)}")
+            lines = (job.folder / "model.ncnn.param").read_text().splitlines()[2:]
+            layers = [line.split()[0] for line in lines if line.strip()]
+            unknown = sorted({layer for layer in layers if imported("ncnn", "ncnn").create_layer(layer) is None})
+            if not unknown:
+                return count_kinds([layer for layer in layers if layer not in ("Input", "MemoryData", "Split", "Noop")])
+        raise RuntimeFailure(f"pnnx leaves operators that ncnn does not have: {', '.join(unknown[:3])}")
 
     def load(self, job: Job) -> Facts:
         ncnn = imported(self.module, self.package)
@@ -86,18 +89,22 @@ class Ncnn(Peer):
             return found
 
 
-def _source(job: Job) -> list[str]:
-    """The file that pnnx reads, in the folder where it writes, and the inputs' shapes."""
+def _shapes(job: Job) -> str:
+    """The inputs' shapes and types, as pnnx wants them: `inputshape=[1,3,224,224]f32`."""
     kinds = {"float32": "f32", "int64": "i64", "int32": "i32"}
-    shapes = ",".join(f"[{','.join(map(str, array.shape))}]{kinds[array.dtype.name]}" for array in job.inputs.values())
-    if job.network:
+    shapes = (f"[{','.join(map(str, array.shape))}]{kinds[array.dtype.name]}" for array in job.inputs.values())
+    return f"inputshape={','.join(shapes)}"
+
+
+def _write_source(job: Job, name: str) -> None:
+    """The file that pnnx reads, in the folder where it writes."""
+    if name == "model.pt":
         torch = imported("torch", "torch")
         module, inputs = torch_module(job)
         with torch.no_grad():
-            torch.jit.trace(module, inputs, check_trace=False).save(job.folder / "model.pt")
-        return ["model.pt", f"inputshape={shapes}"]
-    (job.folder / "model.onnx").symlink_to(job.model.absolute())
+            torch.jit.trace(module, inputs, check_trace=False).save(job.folder / name)
+        return
+    (job.folder / name).symlink_to(job.model.absolute())
     data = job.model.with_name(job.model.name + ".data")
     if data.is_file():
         (job.folder / data.name).symlink_to(data.absolute())
-    return ["model.onnx", f"inputshape={shapes}"]

@@ -24,6 +24,8 @@ class OnnxRuntime(Peer):
         target = job.folder / "optimized.onnx"
         self._open(job, str(target))
         graph = onnx.load(target, load_external_data=False).graph
+        for file in (target, target.with_name("weights")):
+            file.unlink(missing_ok=True)
         return count_kinds([node.op_type for node in graph.node])
 
     def load(self, job: Job) -> Facts:

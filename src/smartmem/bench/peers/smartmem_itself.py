@@ -8,7 +8,7 @@ from smartmem.bench.peers.base import Array, Facts, Job, Peer
 
 
 class Smartmem(Peer):
-    """`convert` compiles into the cache, `load` takes the model from there."""
+    """`convert` compiles to a .smem file."""
 
     name: ClassVar[str] = "smartmem"
     package: ClassVar[str] = "smartmem"
@@ -21,16 +21,23 @@ class Smartmem(Peer):
         return __version__
 
     def convert(self, job: Job) -> Facts:
-        return self.load(job)
+        from smartmem import api
+
+        shapes = {name: array.shape for name, array in job.inputs.items()}
+        words = {"memory": "auto", "precision": "fp32", "layout": "greedy", **job.target}
+        options = api.device_options(words["memory"], words["precision"], words["layout"])
+        device = api.find_device(words["device"], options)
+        file = job.folder / "model.smem"
+        program = api.compile_to(job.model, file, shapes, job.level, job.march, device=device, options=options)
+        totals = program.report.get("totals", {})
+        return Facts(totals.get("operators"), totals.get("kernels"), totals.get("copies"))
 
     def load(self, job: Job) -> Facts:
         from smartmem import api
 
-        shapes = {name: array.shape for name, array in job.inputs.items()}
-        self._model = api.compile(job.model, shapes, job.threads, job.level, job.march)
+        self._model = api.load(job.folder / "model.smem", job.threads)
         self._inputs = dict(job.inputs)
-        totals = self._model.program.report.get("totals", {})
-        return Facts(totals.get("operators"), totals.get("kernels"), totals.get("copies"))
+        return Facts()
 
     def run(self) -> dict[str, Array]:
         return dict(zip(self._model.output_names, self._model.run(self._inputs), strict=True))

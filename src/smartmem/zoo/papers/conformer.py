@@ -82,7 +82,8 @@ class Attention(nn.Module):
         self.position_bias = position_table(HEADS, 1, DIM // HEADS)
         self.project = nn.Linear(DIM, DIM)
         self.register_buffer("table", relative_positions(frames).unsqueeze(0), persistent=False)
-        self.register_buffer("projected", self.project_positions().detach(), persistent=False)
+        # Saved with the weights: ExecuTorch loses buffers that are not, where a computation on them is left.
+        self.register_buffer("projected", self.project_positions().detach())
         self.projected_version = self.position.weight._version
 
     def project_positions(self) -> Tensor:

@@ -1,0 +1,87 @@
+"""What to measure and how, as `smartmem bench` was asked; names are checked before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smartmem.bench.peers import ALL, PEERS, check_known
+from smartmem.errors import InputError
+from smartmem.levels import LEVELS
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure; see `smartmem bench --help`.
+
+    Attributes:
+        model: an ONNX file; None: networks of the zoo.
+        networks: of the zoo; empty: all.
+        against: peers; `ALL` stands for every one that is installed.
+        zoo_dir: where the exports are; None: in the cache.
+        work: where what preparation made stays for later runs; None: a temporary folder.
+        timed: whether the rounds follow the preparation.
+        target: where smartmem runs: device, memory, precision and layout, as `smartmem run` takes them.
+        limit: seconds that a runner may take to convert, and again to load and answer.
+        seconds: of measured runs for one runner and network; slow ones take part in fewer rounds, three at least.
+        longest: seconds of one run above which a runner is not timed.
+        environments: folder of virtual environments, one per peer by its name, or one called "common".
+        database: of tuned schedules, for TVM.
+    """
+
+    model: Path | None = None
+    networks: tuple[str, ...] = ()
+    against: tuple[str, ...] = ("onnxruntime",)
+    levels: tuple[str, ...] = LEVELS
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    rounds: int = 10
+    threads: int | None = None
+    march: str = "native"
+    target: dict[str, str] = field(default_factory=lambda: {"device": "cpu"})
+    seed: int = 0
+    zoo_dir: Path | None = None
+    work: Path | None = None
+    timed: bool = True
+    limit: float = 300.0
+    seconds: float = 8.0
+    longest: float = 30.0
+    environments: Path | None = None
+    database: Path | None = None
+
+
+def described(target: dict[str, str]) -> dict[str, str]:
+    """{"smartmem": where and how it runs}, if that is not the CPU.
+
+    Raises:
+        InputError: an unknown word, or no such device.
+        RuntimeFailure: there is no OpenCL.
+    """
+    from smartmem import api
+
+    words = {"memory": "auto", "precision": "fp32", "layout": "greedy", **target}
+    options = api.device_options(words["memory"], words["precision"], words["layout"])
+    device = api.find_device(words["device"], options)
+    if device is None:
+        return {}
+    return {
+        "smartmem": f"{device.name} (opencl:{device.index}, driver {device.driver}), {options.memory} memory, "
+        f"{options.precision}, {options.layout} layouts"
+    }
+
+
+def check(options: Options) -> tuple[str, ...]:
+    """The networks to measure, after all names are known to be right.
+
+    Raises:
+        InputError: an unknown network, level or peer, or nothing to measure.
+    """
+    from smartmem.zoo.registry import NETWORKS
+
+    check_known("peer", [name for name in options.against if name != ALL], PEERS)
+    check_known("level", options.levels, LEVELS)
+    check_known("network", options.networks, NETWORKS)
+    if not options.levels and not options.against:
+        raise InputError("nothing to measure: give --levels or --against")
+    if options.environments is not None and not options.environments.is_dir():
+        raise InputError(f"{options.environments}: no such folder of virtual environments")
+    return tuple(dict.fromkeys(options.networks)) or tuple(NETWORKS)

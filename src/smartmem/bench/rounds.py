@@ -1,0 +1,101 @@
+"""The timed phase of one network: runners that are prepared take turns, A B C A B C ….
+
+In its turn a runner does one unmeasured and a few measured runs while the others are stopped. So what slows the machine
+for a while slows all of them.
+
+Big networks do not fit into memory once for each runner. Runners are loaded while there is room for what they took in
+preparation; those form a *group*, which does all of its rounds and ends before the next is loaded. The first runner
+that works is the *anchor*: it stays for every group of its network and takes its turns in each, so `Row.drift` says how
+far the machine's speed changed between groups:
+
+    groups [full, fuse, onnxruntime], [full, openvino, mnn]: anchor's medians 10.0, 10.4 ms  ->  drift 1.04
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from smartmem.bench.runner import Runner
+
+SPARE = 1 << 30  # bytes of memory that stay free
+
+Report = Callable[[str, int, int], None]
+
+
+def time_runners(name: str, runners: Sequence[Runner], rounds: int, report: Report | None) -> None:
+    """Time those of one network's runners that were prepared, and complete their rows."""
+    waiting = [runner for runner in runners if not runner.row.error]
+    total, loaded = len(waiting), 0
+    anchor: list[Runner] = []
+    group = 0
+    try:
+        while waiting:
+            group += 1
+            members = _take(waiting, available_bytes() - SPARE)
+            live = list(anchor)
+            for runner in members:
+                if report is not None:
+                    report(f"{name}: load", loaded, total)
+                loaded += 1
+                runner.row.group = group
+                if runner.load():
+                    live.append(runner)
+            if live != anchor:
+                _do_rounds(name, live, group, rounds, report)
+            anchor = [runner for runner in live[:1] if not runner.row.error]
+            for runner in live:
+                if runner not in anchor:
+                    runner.end()
+    finally:
+        for runner in runners:
+            runner.end()
+    _summarize(runners)
+
+
+def available_bytes() -> int:
+    """Memory that processes can still get; very much where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
+def _take(waiting: list[Runner], room: int) -> list[Runner]:
+    """The next runners that fit into `room` together, and one in any case."""
+    taken = [waiting.pop(0)]
+    room -= taken[0].row.peak_bytes or 0
+    while waiting and (waiting[0].row.peak_bytes or 0) <= room:
+        room -= waiting[0].row.peak_bytes or 0
+        taken.append(waiting.pop(0))
+    return taken
+
+
+def _do_rounds(name: str, live: Sequence[Runner], group: int, rounds: int, report: Report | None) -> None:
+    for number in range(rounds):
+        for index, runner in enumerate(live):
+            if report is not None:
+                report(f"{name}: rounds", number * len(live) + index, rounds * len(live))
+            runner.turn(number, group)
+
+
+def _summarize(runners: Sequence[Runner]) -> None:
+    for runner in runners:
+        row, seconds = runner.row, runner.seconds
+        if seconds and not row.error:
+            row.median_ms = statistics.median(seconds) * 1e3
+            row.p10_ms, row.p90_ms = (float(value) * 1e3 for value in np.percentile(seconds, [10, 90]))
+            row.min_ms = min(seconds) * 1e3
+            row.runs = len(seconds)
+            medians = [statistics.median(burst) for burst in runner.bursts.values() if burst]
+            row.drift = max(medians) / min(medians) if len(medians) > 1 else None
+    rows = [runner.row for runner in runners]
+    best = min((row.median_ms for row in rows if row.level is None and row.median_ms), default=None)
+    for row in rows:
+        if best and row.median_ms:
+            row.ratio = row.median_ms / best
