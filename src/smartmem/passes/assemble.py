@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from smartmem.codegen.emit import emit
-from smartmem.graph.ir import Node, Value
 from smartmem.kernel.stage import Kernel
 from smartmem.passes.module import HostOp, Module
 from smartmem.passes.plan_memory import Lifetime, lower_bound, plan_memory
-from smartmem.runtime.artifact import HostStep, NativeStep, Program, Slot, TensorSpec
+from smartmem.passes.slots import Slots, lifetimes, specs
+from smartmem.runtime.artifact import HostStep, NativeStep, Program, Slot
 from smartmem.schedule.choose import schedule
 from smartmem.schedule.code import KernelCode, Target
 
@@ -42,7 +41,7 @@ def assemble(module: Module, target: Target, level: str, march: str, progress: P
     arena = slots.place(steps)
     scratch = max((code.scratch for code in codes), default=0)
     program = Program(
-        module.name, level, march, _specs(module.inputs, module), _specs(module.outputs, module), slots.slots, steps,
+        module.name, level, march, specs(module.inputs, module), specs(module.outputs, module), slots.slots, steps,
         arena[0], -(-scratch // 64) * 64, slots.weights, emitted.sources,
     )  # fmt: skip
     program.report["memory"] = {
@@ -56,41 +55,20 @@ def assemble(module: Module, target: Target, level: str, march: str, progress: P
     return program
 
 
-def _specs(values: list[Value], module: Module) -> list[TensorSpec]:
-    return [TensorSpec(module.shown(v.name), v.shape, v.dtype.name) for v in values]
-
-
-class _Slots:
-    """Numbers pointers, collects weights, and finds lifetimes."""
+class _Slots(Slots[Slot]):
+    """Pointers of a CPU program; activations lie in one arena."""
 
     def __init__(self, module: Module, codes: list[KernelCode]) -> None:
-        self.module = module
-        self.slots: list[Slot] = []
-        self.weights: dict[str, np.ndarray[Any, Any]] = {}
-        self._numbers: dict[str, int] = {}
-        self._packed = {name: data for code in codes for name, data in code.weights.items()}
         self._elements = {s.buffer: (s.elements, s.dtype) for s in module.storages.values()}
-        for value in module.inputs:
-            self.number(value.name)
-        for value in module.outputs:
-            self.number(value.name)
+        super().__init__(module, {name: data for code in codes for name, data in code.weights.items()})
 
-    def number(self, name: str) -> int:
-        """The slot of a buffer, made on first use."""
-        if name in self._numbers:
-            return self._numbers[name]
-        slot = self._make(name)
-        self._numbers[name] = len(self.slots)
-        self.slots.append(slot)
-        return self._numbers[name]
-
-    def _make(self, name: str) -> Slot:
+    def make(self, name: str) -> Slot:
         module = self.module
         shape, dtype = module.types.get(name, (None, np.dtype(np.float32)))
         if any(v.name == name for v in module.inputs):
             return Slot("input", name, 0, shape, dtype.name)
-        if name in self._packed or name in module.constants:
-            data = self._packed[name] if name in self._packed else module.constants[name]
+        if name in self.packed or name in module.constants:
+            data = self.packed[name] if name in self.packed else module.constants[name]
             self.weights[name] = np.asarray(data, order="C")  # `ascontiguousarray` makes vectors of scalars
             return Slot("weight", name, 0, data.shape, data.dtype.name)
         if any(v.name == name for v in module.outputs):
@@ -99,42 +77,15 @@ class _Slots:
             return Slot("host", name, 0, None, dtype.name)
         return Slot("arena", name, 0, shape, dtype.name)
 
-    def host(self, step: HostOp) -> HostStep:
-        node = step.node
-        inputs = tuple(self._host_inputs(node))
-        outputs = tuple(-1 if v is None else self.number(v.name) for v in node.outputs)
-        return HostStep(node.describe(), node.op, node.proto, node.version, inputs, outputs, node.domain, node.attrs)
-
-    def _host_inputs(self, node: Node) -> Iterator[int]:
-        """Slots of all operands of the ONNX node; what the frontend baked into attributes becomes weights again."""
-        given = iter(node.inputs)
-        for position in range(len(node.inputs) + len(node.baked)):
-            if position not in node.baked:
-                value = next(given)
-                yield -1 if value is None else self.number(value.name)
-                continue
-            array = node.baked[position]
-            if array is None:
-                yield -1
-                continue
-            name = f"{node.name or node.output.name}.operand{position}"
-            self._packed[name] = array
-            yield self.number(name)
-
     def place(self, steps: list[NativeStep | HostStep]) -> tuple[int, int]:
         """Gives arena slots their offsets; the size of the arena and the bound no plan can beat, in bytes."""
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        for position, step in enumerate(steps):
-            touched = step.args if isinstance(step, NativeStep) else (*step.inputs, *step.outputs)
-            for number in touched:
-                first.setdefault(number, position)
-                last[number] = position
+        touched = [step.args if isinstance(step, NativeStep) else (*step.inputs, *step.outputs) for step in steps]
+        alive = lifetimes(touched)
         buffers = []
         for number, slot in enumerate(self.slots):
-            if slot.kind == "arena" and number in first:
+            if slot.kind == "arena" and number in alive:
                 elements, dtype = self._elements[slot.name]
-                buffers.append(Lifetime(slot.name, elements * dtype.itemsize, first[number], last[number]))
+                buffers.append(Lifetime(slot.name, elements * dtype.itemsize, *alive[number]))
         offsets, size = plan_memory(buffers)
         for number, slot in enumerate(self.slots):
             if slot.name in offsets and slot.kind == "arena":

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field, replace
 
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import IndexMap
-from smartmem.kernel.expr import Choose, Expr, Iota, Load, cost, load, rebuild, walk
+from smartmem.kernel.expr import Choose, Expr, Iota, Load, cost, load, loads, rebuild, walk
 from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
+from smartmem.passes.backend import Backend
 from smartmem.passes.classify import Legality, Mapping, legality, mapping_of
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule import nest, rows
@@ -33,9 +34,15 @@ FEW_ROWS = 16  # a row pipeline with fewer rows keeps threads waiting
 LOCAL_FLOATS = 8192  # widest local tensor that a pipeline may hold per row
 
 
-def fuse(module: Module, within_operators: bool = False) -> None:
-    """Turns `module.steps` into `module.kernels`. With `within_operators` only stages of one node are merged."""
-    fuser = _Fuser(module, within_operators)
+def fuse(
+    module: Module, within_operators: bool = False, keep_layouts: bool = False, backend: Backend | None = None
+) -> None:
+    """Turns `module.steps` into `module.kernels`, for the CPU or another backend.
+
+    With `within_operators` only stages of one node are merged. With `keep_layouts` rearrangements and many-to-many
+    operators stay apart, as in compilers that fuse but do not eliminate.
+    """
+    fuser = _Fuser(module, within_operators, keep_layouts, backend or Backend(schedulable))
     fuser.run()
     module.kernels = fuser.in_order()
     module.steps = []
@@ -45,6 +52,8 @@ def fuse(module: Module, within_operators: bool = False) -> None:
 class _Fuser:
     module: Module
     within: bool
+    keep_layouts: bool
+    backend: Backend
     kernels: list[Kernel | HostOp] = field(default_factory=list)
     pinned: set[str] = field(default_factory=set)
     consumers: dict[str, list[Kernel | HostOp]] = field(default_factory=dict)
@@ -57,12 +66,19 @@ class _Fuser:
         for kernel in self.kernels:
             for name in _reads(kernel):
                 self.consumers.setdefault(name, []).append(kernel)
-        self._sweep(self._pointwise_into_pointwise, backwards=True)
-        self._sweep(self._epilogue, backwards=False)
-        self._sweep(self._prologue_or_rows, backwards=True)
+        if self.backend.operators_first and not self.within:
+            self.within = True
+            self._merge()
+            self.within = False
+        self._merge()
         if not self.within:
             self._recompute_cheap()
         self._record_apart()
+
+    def _merge(self) -> None:
+        self._sweep(self._pointwise_into_pointwise, backwards=True)
+        self._sweep(self._epilogue, backwards=False)
+        self._sweep(self._prologue_or_rows, backwards=True)
 
     def in_order(self) -> list[Kernel | HostOp]:
         """Kernels sorted so that producers come first (merging may have moved a kernel's inputs behind it)."""
@@ -125,7 +141,7 @@ class _Fuser:
 
     def _allowed(self, producer: Kernel, consumer: Kernel) -> bool:
         if not self.within:
-            return True
+            return not (self.keep_layouts and _is_rearranged_product(producer, consumer))
         origins = {o for k in (producer, consumer) for s in k.stages for o in s.origin}
         return len(origins) == 1
 
@@ -192,11 +208,28 @@ class _Fuser:
             return None
         here = (producer.store or IndexMap.identity(producer.output.shape)).then(back)
         body = reindex(stage.body, here.coords, stage.shape)
+        if producer.rows is None and self._follows_rows(body, producer, consumer):
+            return None
         body = _read_local(body, producer.tensor, producer.output)
         follow = replace(stage, shape=producer.output.shape, body=body)
         store = here.then(consumer.store) if consumer.store else here
         merged = Kernel([*producer.stages, follow], consumer.tensor, consumer.shape, store, producer.rows)
         return merged if self._schedulable(merged) else None
+
+    def _follows_rows(self, body: Expr, producer: Kernel, consumer: Kernel) -> bool:
+        """Whether an epilogue of a window reads a row pipeline's result by parts of axes, and that one can take it.
+
+        The parts (windows, heads) would cut the loops of the window; a row pipeline has them as axes anyway.
+        """
+        for other in self.kernels:
+            if not isinstance(other, Kernel) or other.rows is None or self._only_consumer(other) is not consumer:
+                continue
+            read = [x for x in loads(body) if x.tensor == other.tensor]
+            digits = {d for x in read for value in x.index for _, d in value.terms if isinstance(d.axis, int)}
+            cut = any(d.ext != producer.output.shape[d.axis] for d in digits)  # type: ignore[index]
+            if cut and self._allowed(other, consumer) and self._epilogue(other, consumer) is not None:
+                return True
+        return False
 
     def _prologue_or_rows(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
         if _is_pointwise(producer):
@@ -218,7 +251,7 @@ class _Fuser:
         return joined if self._schedulable(joined) else None
 
     def _schedulable(self, kernel: Kernel) -> bool:
-        return schedulable(kernel, set(self.module.constants)) == ""
+        return self.backend.schedulable(kernel, set(self.module.constants)) == ""
 
     def _record_apart(self) -> None:
         """Why each remaining producer and consumer pair was not fused."""
@@ -243,8 +276,10 @@ class _Fuser:
             return f"its result must lie in memory: {self._why_pinned(producer.tensor)}"
         if len(readers := self.consumers.get(producer.tensor, [])) > 1:
             return f"its result is read by {len(readers)} kernels"
+        if self.keep_layouts and _is_rearranged_product(producer, consumer):
+            return "a rearrangement and a many-to-many operator: level `eliminate` joins them"
         joined = join_rows(producer, consumer)
-        reason = joined if isinstance(joined, str) else schedulable(joined, set(self.module.constants))
+        reason = joined if isinstance(joined, str) else self.backend.schedulable(joined, set(self.module.constants))
         if legality(mapping_of(producer.stages), mapping_of(consumer.stages)) is Legality.ROWS:
             return f"both are many-to-many: {reason or 'no schedule takes the row pipeline'}"
         return reason or "fusing would repeat work"
@@ -262,7 +297,7 @@ class _Fuser:
 
 
 def schedulable(kernel: Kernel, constants: set[str]) -> str:
-    """ "" if some schedule computes the kernel well, else the reason."""
+    """ "" if some schedule of the CPU computes the kernel well, else the reason."""
     if kernel.rows is None:
         return "" if nest.accepts(kernel) else "the stages have different axes"
     reason = rows.accepts(kernel)
@@ -461,6 +496,12 @@ def _mapping(step: Kernel | HostOp) -> str:
 
 def _title(step: Kernel | HostOp) -> str:
     return step.tensor if isinstance(step, Kernel) else step.node.describe()
+
+
+def _is_rearranged_product(producer: Kernel, consumer: Kernel) -> bool:
+    """Whether one of a pair is many-to-many and the other rearranges elements."""
+    kinds = {mapping_of(producer.stages), mapping_of(consumer.stages)}
+    return Mapping.MANY_TO_MANY in kinds and bool(kinds & {Mapping.REORGANIZE, Mapping.SHUFFLE})
 
 
 def _repeats(stage: Stage, user: Stage) -> float:

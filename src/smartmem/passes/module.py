@@ -76,8 +76,10 @@ class Module:
         eliminated: whether `eliminate` has run.
         classes: how many operators of each class there are, and how many the pair table leaves (`classify.survey`).
         apart: pairs of kernels that stay apart, with the reason.
-        layouts: what `select_layout` chose, for the report.
+        layouts: what `select_layout` (on devices: `place`) chose, for the report.
+        assignment: on devices, what the layouts cost together by the cost model; see `place`.
         renamed: names in the model of outputs that are called otherwise here.
+        wide: tensors that stay in float when activations are stored as halves.
     """
 
     name: str
@@ -97,7 +99,9 @@ class Module:
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
     apart: list[dict[str, str]] = field(default_factory=list)
     layouts: list[dict[str, Any]] = field(default_factory=list)
+    assignment: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
+    wide: set[str] = field(default_factory=set)
 
     def shown(self, output: str) -> str:
         """What the model calls an output."""

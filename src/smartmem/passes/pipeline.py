@@ -18,6 +18,7 @@ from pathlib import Path
 from smartmem.errors import InputError
 from smartmem.graph.ir import Graph
 from smartmem.kernel.stage import Kernel
+from smartmem.passes.backend import Backend
 from smartmem.passes.eliminate import eliminate
 from smartmem.passes.fuse import fuse
 from smartmem.passes.lower import lower
@@ -25,14 +26,15 @@ from smartmem.passes.module import Module
 from smartmem.passes.prove import prove, prove_order
 from smartmem.passes.select_layout import select_layout
 from smartmem.passes.simplify import simplify
+from smartmem.passes.split_products import split_products
 from smartmem.passes.split_reductions import split_reductions
 from smartmem.passes.trace import trace
 
 LEVELS = ("naive", "fuse", "eliminate", "layout", "full")
 
 
-def run_passes(graph: Graph, level: str) -> Module:
-    """The module of a graph, ready for `assemble`."""
+def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Module:
+    """The module of a graph, ready for the assembly of a program, for the CPU or another backend."""
     if level not in LEVELS:
         raise InputError(f'unknown level "{level}": choose one of {", ".join(LEVELS)}')
     rank = LEVELS.index(level)
@@ -46,7 +48,9 @@ def run_passes(graph: Graph, level: str) -> Module:
         passes.append(("eliminate", eliminate))
     if rank >= LEVELS.index("layout"):
         passes.append(("split_reductions", split_reductions))
-    passes.append(("fuse", lambda m: fuse(m, within_operators=rank < LEVELS.index("fuse"))))
+    if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:
+        passes.append(("split_products", lambda m: split_products(m, predict)))
+    passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))
     passes.append(("select_layout", lambda m: select_layout(m, choose=rank >= LEVELS.index("layout"))))
     passes.append(("prove", _prove_all))
     passes.append(("trace", trace))

@@ -1,0 +1,29 @@
+"""What the passes ask of a target: which kernels its schedules compute, and what a product costs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from smartmem.kernel.stage import Kernel
+
+# Why no schedule of the target takes a kernel ("" if one does), given the names of the constants.
+Schedulable = Callable[[Kernel, set[str]], str]
+# Predicted time of a matrix product with the given extents (batch, m, n, k), in any unit.
+Predict = Callable[[int, int, int, int], float]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A target, as passes see it.
+
+    Attributes:
+        schedulable: what its schedules compute well.
+        operators_first: each operator becomes a kernel before kernels are merged, so that a normalization is not taken
+            apart by its reader.
+        predict: set if products with few tiles are worth taking in two steps.
+    """
+
+    schedulable: Schedulable
+    operators_first: bool = False
+    predict: Predict | None = None

@@ -1,0 +1,88 @@
+"""Matrix products with a small output and a long reduction, taken in two steps on a device (split-K).
+
+    out[m, n] = sum over k of A * B
+      ->  part[s, m, n] = sum over the k of slice s of A * B
+          out[m, n] = sum over s of part[s, m, n]
+
+A device computes a product tile by tile; few tiles leave most of it idle while each of them waits for its many steps.
+More slices mean more tiles. What follows the product is fused to the second step, which is a small pointwise kernel.
+Partial sums stay in float whatever the precision.
+
+In: stages, before fusion. Out: the same module with some contractions replaced by two stages.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from smartmem.index.lin import Lin, axis_digit
+from smartmem.kernel.expr import load
+from smartmem.kernel.stage import Stage, reindex, tensors_read
+from smartmem.passes.backend import Predict
+from smartmem.passes.module import HostOp, Module
+from smartmem.schedule.roles import align_contraction, expr_axes, factors
+
+SLICES = (2, 3, 4, 6, 8, 12, 16)
+SECOND = 6000  # what the second step costs, in the units of the prediction (cycles)
+GAIN = 0.85  # the two steps must promise at most this share of the time
+
+
+def split_products(module: Module, predict: Predict) -> None:
+    """Splits every contraction with constant weights for which `predict` says that it pays."""
+    steps: list[Stage | HostOp] = []
+    constants = set(module.constants)
+    for step in module.steps:
+        pair = _split(step, constants, predict) if isinstance(step, Stage) else None
+        if pair is None:
+            steps.append(step)
+            continue
+        steps += pair
+        module.types[pair[0].name] = (pair[0].shape, pair[0].dtype)
+        module.definitions |= {stage.name: stage for stage in pair}
+        module.wide.add(pair[0].name)
+    module.steps = steps
+
+
+def _split(stage: Stage, constants: set[str], predict: Predict) -> tuple[Stage, Stage] | None:
+    aligned = align_contraction(stage, constants)
+    if aligned is None:
+        return None
+    operands = factors(aligned.stage)
+    assert operands is not None
+    if set(tensors_read(operands[1])) - constants:
+        return None
+    shape, rows = aligned.stage.shape, aligned.rows
+    in_b = expr_axes(operands[1])
+    batch = math.prod(shape[a] for a in range(rows) if a in in_b)
+    m = math.prod(shape[:rows]) // batch
+    n, k = math.prod(shape[rows:]), math.prod(stage.reduce)
+    whole = predict(batch, m, n, k)
+    best: tuple[float, int, int] | None = None
+    for slices in SLICES:
+        axis = next((a for a, extent in enumerate(stage.reduce) if extent % (slices * 16) == 0), None)
+        if axis is None:
+            continue
+        time = predict(batch * slices, m, n, k // slices) + SECOND + slices * batch * m * n / 256
+        if best is None or time < best[0]:
+            best = (time, slices, axis)
+    if best is None or best[0] > GAIN * whole:
+        return None
+    return _in_two(stage, best[1], best[2])
+
+
+def _in_two(stage: Stage, slices: int, axis: int) -> tuple[Stage, Stage]:
+    """`stage` with its reduce axis number `axis` cut into `slices`."""
+    space = len(stage.shape)
+    short = stage.reduce[axis] // slices
+    shape = (slices, *stage.shape)
+    reduce = tuple(short if k == axis else extent for k, extent in enumerate(stage.reduce))
+    axes: list[Lin] = [axis_digit(1 + a, extent) for a, extent in enumerate(stage.shape)]
+    for k, extent in enumerate(reduce):
+        value = axis_digit(1 + space + k, extent)
+        axes.append(axis_digit(0, slices) * short + value if k == axis else value)
+    name = f"{stage.name}.part"
+    part = replace(stage, name=name, shape=shape, reduce=reduce, body=reindex(stage.body, tuple(axes), stage.domain))
+    index = (axis_digit(space, slices), *(axis_digit(a, extent) for a, extent in enumerate(stage.shape)))
+    total = replace(stage, reduce=(slices,), combine="sum", body=load(name, index, stage.dtype))
+    return part, total
