@@ -49,15 +49,30 @@ def test_run(smartmem_cli, model_file, tmp_path):
         np.testing.assert_allclose(outputs["s"], expected(X).sum(1), rtol=1e-5)
 
 
-def test_run_compare_and_profile(smartmem_cli, model_file, monkeypatch):
+def test_run_compare(smartmem_cli, model_file, monkeypatch):
     pytest.importorskip("onnxruntime")
-    code, out, _ = smartmem_cli("run", model_file, "--shape", "x=7,8", "--compare", "onnxruntime", "--profile")
+    code, out, _ = smartmem_cli("run", model_file, "--shape", "x=7,8", "--compare", "onnxruntime")
     assert code == 0
     assert "s: relative error" in out
-    assert "scale_0" in out
     original = Model.run
     monkeypatch.setattr(Model, "run", lambda *args: [array * 1.01 for array in original(*args)])
     assert smartmem_cli("run", model_file, "--compare", "onnxruntime")[0] == 1
+
+
+def test_profile(smartmem_cli, model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("smartmem.profile.machine.REPEATS", 1)
+    files = tmp_path / "trace.json", tmp_path / "profile.json"
+    code, out, err = smartmem_cli("profile", model_file, "--runs", 2, "--trace", files[0], "--json", files[1])
+    assert (code, err) == (0, "")
+    assert "scale_0" in out
+    assert "roofline" in out
+    assert json.loads(files[0].read_text())["traceEvents"]
+    assert {row["symbol"] for row in json.loads(files[1].read_text())["kernels"]} == {"scale_0", "sum_0"}
+    code, out, _ = smartmem_cli("profile", model_file, "--runs", 1, "--json", "-")
+    assert json.loads(out)["runs"] == 1
+    code, _, err = smartmem_cli("profile", model_file, "--runs", 1, "--trace", model_file / "t.json")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot be written" in err
 
 
 def test_compile_and_run_the_file(smartmem_cli, model_file, tmp_path):
@@ -108,9 +123,15 @@ def test_version(smartmem_cli):
         (["run", "{model}", "--input", "x={wide}"], "input 'x' has shape [5, 9], expected x: float32[5, 8]"),
         (["run", "{model}", "--input", "x={flat}"], "input 'x' has rank 1"),
         (["run", "{model}", "--save", "{model}/o.npz"], "cannot be written"),
+        (["profile", "none.onnx"], "none.onnx: no such file"),
+        (["profile", "{model}", "--shape", "x"], "--shape x: expected name=1,3,48,320"),
+        (["profile", "{model}", "--input", "x={wide}"], "input 'x' has shape [5, 9], expected x: float32[5, 8]"),
         (["compile", "{model}", "-o", "{model}/m.smem"], "cannot be written"),
         (["explain", "{model}", "--level", "fast"], "no level 'fast'"),
         (["bench", "{model}", "--against", "onnxrutime"], "no peer 'onnxrutime': did you mean onnxruntime?"),
+        (["bench", "--zoo", "--prepare"], "--prepare needs --work DIR"),
+        (["bench", "{model}", "--json", "-", "--add"], "--add goes with --zoo and --json FILE"),
+        (["bench", "{model}", "--work", "w"], "--models, --zoo-dir and --work go with --zoo"),
         (["bench", "{model}", "--levels", "eliminated"], "no level 'eliminated': did you mean eliminate?"),
         (["demo", "none.png"], "none.png: no such file"),
     ],

@@ -228,7 +228,7 @@ def remainders_and_triangles(g: Builder) -> list[str]:
     return [g.op("Mod", [x, y], fmod=1), g.op("Trilu", [g.input(4, 4), g.constant(-1, np.int64)], upper=0)]
 
 
-def _named() -> list[Case]:
+def named_cases() -> list[Case]:
     cases = []
     for number, (name, (build, copies)) in enumerate(NAMED.items()):
         g = Builder(number)
@@ -237,7 +237,7 @@ def _named() -> list[Case]:
     return cases
 
 
-def _random(seeds: range) -> list[Case]:
+def random_cases(seeds: range) -> list[Case]:
     cases = []
     for seed in seeds:
         g = random_graph(seed)
@@ -245,7 +245,7 @@ def _random(seeds: range) -> list[Case]:
     return cases
 
 
-def _error(got: Array, want: Array) -> float:
+def relative_error(got: Array, want: Array) -> float:
     """The greatest difference, relative to the greatest value; infinite where the two do not compare."""
     if got.shape != want.shape or got.dtype != want.dtype:
         return float("inf")
@@ -267,25 +267,25 @@ def _check(cases: list[Case], folder: Path, level: str, march: str = "native") -
     for case, result in zip(cases, results, strict=True):
         for position, (got, want) in enumerate(zip(result, case.expected, strict=True)):
             allowed = 1e-3 if want.dtype == np.float16 else TOLERANCE
-            if (error := _error(got, want)) > allowed:
+            if (error := relative_error(got, want)) > allowed:
                 wrong.append(f"{case.name}, output {position}: relative error {error:.1e}")
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.fixture(scope="module")
 def named() -> list[Case]:
-    return _named()
+    return named_cases()
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level(level: str, named: list[Case], tmp_path: Path) -> None:
     start = 100 * LEVELS.index(level)
-    _check([*named, *_random(range(start, start + (40 if level == "full" else 12)))], tmp_path, level)
+    _check([*named, *random_cases(range(start, start + (40 if level == "full" else 12)))], tmp_path, level)
 
 
 @pytest.mark.parametrize("march", ["x86-64-v2", "x86-64-v3"])
 def test_other_vector_widths(march: str, named: list[Case], tmp_path: Path) -> None:
-    _check([*named, *_random(range(1000, 1010))], tmp_path, "full", march)
+    _check([*named, *random_cases(range(1000, 1010))], tmp_path, "full", march)
 
 
 def test_no_copies_where_none_is_inherent(named: list[Case]) -> None:

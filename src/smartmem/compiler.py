@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from smartmem.device import Device, DeviceOptions
+from smartmem.graph.ir import Graph
 from smartmem.runtime.artifact import Program
+from smartmem.runtime.opencl.program import DeviceProgram
+
+if TYPE_CHECKING:
+    from smartmem.layout.memory import DeviceStorage
+    from smartmem.passes.module import Module
+    from smartmem.schedule.gpu.code import DeviceTarget
 
 Progress = Callable[[str, int, int], None]
 
@@ -55,3 +63,65 @@ def build_program(
     program = assemble(module, target, level, march, progress)
     fill_report(program, module, fates)
     return program
+
+
+def build_device_program(
+    model: str | os.PathLike[str] | Any,
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    level: str = "full",
+    device: Device,
+    options: DeviceOptions,
+    progress: Progress | None = None,
+) -> DeviceProgram:
+    """Compiles an ONNX file (or ModelProto) to OpenCL C and a launch plan; no driver is asked.
+
+    Raises:
+        ModelError, InputError: see `frontend.load_graph`.
+    """
+    from smartmem.passes.assemble_device import assemble_device
+    from smartmem.passes.report import fill_report
+
+    module, storages, target, fates = device_module(model, shapes, level, device, options, progress)
+    program = assemble_device(module, storages, target, level, progress)
+    fill_report(program, module, fates)
+    return program
+
+
+def device_module(
+    model: str | os.PathLike[str] | Any,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    level: str,
+    device: Device,
+    options: DeviceOptions,
+    progress: Progress | None = None,
+) -> tuple[Module, dict[str, DeviceStorage], DeviceTarget, dict[str, Any]]:
+    """A model, or a graph that the frontend made, after all passes.
+
+    That is: its kernels, where every tensor lies, what schedules are told, the layout fates.
+    """
+    from smartmem.frontend.load import load_graph
+    from smartmem.graph.verify import verify
+    from smartmem.passes.fold_batch_norm import fold_batch_norm
+    from smartmem.passes.pipeline import run_passes
+    from smartmem.passes.place import place
+    from smartmem.passes.report import layout_fates
+    from smartmem.passes.widen import widen
+    from smartmem.schedule.gpu.choose import backend_of
+    from smartmem.schedule.gpu.code import DeviceTarget
+
+    if progress:
+        progress("read", 0, 1)
+    graph = model if isinstance(model, Graph) else load_graph(model, shapes)
+    verify(graph, "frontend")
+    fates = layout_fates(graph)
+    if level != "naive":
+        fold_batch_norm(graph)
+        verify(graph, "fold_batch_norm")
+    if progress:
+        progress("optimize", 0, 1)
+    target = DeviceTarget(device, level == "full", options.precision == "fp16", options.check)
+    module = run_passes(graph, level, backend_of(target))
+    widen(module)
+    storages = place(module, device, options, level in ("layout", "full"))
+    return module, storages, target, fates

@@ -79,7 +79,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library.sm_pool_destroy.restype = None
     pointer = ctypes.c_void_p
     library.sm_pool_run.argtypes = [pointer, pointer, ctypes.c_int, pointer, pointer]
-    library.sm_pool_run_timed.argtypes = [pointer, pointer, ctypes.c_int, pointer, pointer, pointer]
+    library.sm_pool_run_timed.argtypes = [pointer, pointer, ctypes.c_int, pointer, pointer] + [pointer] * 2
     return library
 
 
@@ -218,8 +218,16 @@ def test_time_of_steps(library: ctypes.CDLL) -> None:
     seconds = (ctypes.c_double * 2)()
     pool = library.sm_pool_create(2)
     for _ in range(3):
-        assert library.sm_pool_run_timed(pool, steps, 2, pointers, None, seconds) == 0
+        spans = np.full((2, 2, 2), -1.0)
+        assert library.sm_pool_run_timed(pool, steps, 2, pointers, None, seconds, spans.ctypes.data) == 0
     assert 0 < seconds[0] < seconds[1] < 10
+    for step, total in enumerate(np.cumsum(seconds)):  # a thread that took part did so within the step
+        worked = spans[step][spans[step][:, 0] >= 0]
+        assert len(worked) >= 1
+        assert (worked[:, 0] <= worked[:, 1]).all()
+        assert worked.min() >= total - seconds[step]
+        assert worked.max() <= total
+    assert library.sm_pool_run_timed(pool, steps, 2, pointers, None, None, None) == 0
     library.sm_pool_destroy(pool)
 
 

@@ -48,6 +48,21 @@ def load_alone(program: Program, cache: Cache) -> Model:
     return Model(program, library, 2, features=isa.features(compiler.macros(program.march)))
 
 
+def joined(graphs: Sequence[Graph]) -> Graph:
+    """All graphs as one; the names in each get its number in front."""
+    for number, graph in enumerate(graphs):
+        for value in graph.values():
+            value.name = f"{number}/{value.name}"
+        for node in graph.nodes:
+            node.name = f"{number}/{node.name}"
+    return Graph(
+        "batch",
+        [v for g in graphs for v in g.inputs],
+        [v for g in graphs for v in g.outputs],
+        [n for g in graphs for n in g.nodes],
+    )
+
+
 class Batch:
     """Graphs that were compiled as one model.
 
@@ -59,22 +74,19 @@ class Batch:
     def __init__(self, graphs: Sequence[Graph], cache: Cache, level: str = "full", march: str = "native") -> None:
         self._inputs = [[v.name for v in g.inputs] for g in graphs]
         self._outputs = [len(g.outputs) for g in graphs]
-        for number, graph in enumerate(graphs):
-            for value in graph.values():
-                value.name = f"{number}/{value.name}"
-            for node in graph.nodes:
-                node.name = f"{number}/{node.name}"
-        whole = Graph(
-            "batch",
-            [v for g in graphs for v in g.inputs],
-            [v for g in graphs for v in g.outputs],
-            [n for g in graphs for n in g.nodes],
-        )
+        whole = joined(graphs)
         self.program = lowered(whole, level, march)
         self.model = load_alone(self.program, cache)
 
     def run(self, feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
         """The outputs of each graph on its inputs."""
-        given = {f"{k}/{name}": feeds[k][name] for k, names in enumerate(self._inputs) for name in names}
-        flat = iter(self.model.run(given))
-        return [[next(flat) for _ in range(count)] for count in self._outputs]
+        return split(self.model, self._inputs, self._outputs, feeds)
+
+
+def split(
+    model: Any, inputs: Sequence[Sequence[str]], outputs: Sequence[int], feeds: Sequence[Mapping[str, Array]]
+) -> list[list[Array]]:
+    """The outputs of each of several graphs that were joined."""
+    given = {f"{k}/{name}": feeds[k][name] for k, names in enumerate(inputs) for name in names}
+    flat = iter(model.run(given))
+    return [[next(flat) for _ in range(count)] for count in outputs]

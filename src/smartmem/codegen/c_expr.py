@@ -110,6 +110,14 @@ class Emitter:
             stack.pop()
         return self.known[id(expr)]
 
+    def again(self, context: Context, known: dict[int, Value]) -> Emitter:
+        """An emitter of the same kind for a scope inside of this one."""
+        return type(self)(self.writer, context, known)
+
+    def holds(self, guards: tuple[Guard, ...]) -> str:
+        """The condition that all guards hold."""
+        return c_guards(guards, self.context.axes)
+
     def as_vector(self, value: Value, dtype: DType) -> str:
         """The value in all lanes."""
         if value.vector or self.context.lane is None:
@@ -215,12 +223,12 @@ class Emitter:
         result = self.writer.fresh()
         kind = ("i32v" if node.dtype == np.bool_ else "f32v") if lane else C_TYPES[node.dtype.name]
         self.writer.line(f"{kind} {result};")
-        with self.writer.block(f"if ({c_guards(node.guards, self.context.axes)})"):
-            inner = Emitter(self.writer, self.context, self.known)
+        with self.writer.block(f"if ({self.holds(node.guards)})"):
+            inner = self.again(self.context, self.known)
             value = inner.value(node.then)
             self.writer.line(f"{result} = {inner.as_vector(value, node.dtype)};")
         with self.writer.block("else"):
-            inner = Emitter(self.writer, self.context, self.known)
+            inner = self.again(self.context, self.known)
             value = inner.value(node.otherwise)
             self.writer.line(f"{result} = {inner.as_vector(value, node.dtype)};")
         return Value(result, lane is not None)

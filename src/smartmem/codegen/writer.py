@@ -20,9 +20,10 @@ REDUCES = " /* reduces */"
 
 
 class Writer:
-    """Collects lines of C."""
+    """Collects lines of C; loop variables and hoisted addresses have the type `index`."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: str = "long") -> None:
+        self.index = index
         self.lines: list[str] = []
         self._indent = 1
         self._names = 0
@@ -44,9 +45,9 @@ class Writer:
     def loop(
         self, name: str, end: int | str, start: int | str = 0, step: int | str = 1, reduces: bool = False
     ) -> Iterator[None]:
-        """A counting loop over a long; a loop that `reduces` says so in a comment."""
+        """A counting loop; a loop that `reduces` says so in a comment."""
         advance = f"++{name}" if step == 1 else f"{name} += {step}"
-        with self.block(f"for (long {name} = {start}; {name} < {end}; {advance}){REDUCES if reduces else ''}"):
+        with self.block(f"for ({self.index} {name} = {start}; {name} < {end}; {advance}){REDUCES if reduces else ''}"):
             yield
 
     def mark(self) -> Mark:
@@ -55,10 +56,10 @@ class Writer:
         return self._marks[-1]
 
     def hoist(self, mark: Mark, text: str) -> str:
-        """The name of a long with the given value, defined at `mark`."""
+        """The name of an integer with the given value, defined at `mark`."""
         if text not in mark.names:
             mark.names[text] = self.fresh("o")
-            self.lines.insert(mark.position, "    " * mark.indent + f"const long {mark.names[text]} = {text};")
+            self.lines.insert(mark.position, "    " * mark.indent + f"const {self.index} {mark.names[text]} = {text};")
             for other in self._marks:
                 if other.position >= mark.position:
                     other.position += 1

@@ -6,17 +6,21 @@ by traffic; tensors that no reduction reads follow the tensors they are used wit
 pointwise ones keeps channels last). Weights are free: they are packed at compile time for their reader.
 
 In: fused kernels. Out: `module.storages` for every tensor in memory. Graph inputs and outputs and operands of host
-steps stay row-major.
+steps stay row-major. On devices `place` goes on from here: `requests` says who asked for what.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
-from smartmem.index.lin import Digit, Lin, axes_of
-from smartmem.kernel.expr import Load
+from smartmem.index.lin import Lin, axes_of
+from smartmem.kernel.expr import Load, loads
 from smartmem.kernel.stage import Kernel, Stage
+from smartmem.layout.memory import order_digits
 from smartmem.layout.storage import Storage, dense
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.roles import is_contraction
@@ -25,32 +29,62 @@ SWEEPS = 4
 FULL_RUN = 16  # elements from which on a contiguous run serves whole vectors
 
 
+Ask = Callable[[str, int, float], None]  # tensor, axis, weight
+
+
+@dataclass
+class Requests:
+    """The axes of a tensor that its consumers want to be contiguous.
+
+    Attributes:
+        weights: traffic by axis.
+        kernels: who asked, by axis.
+    """
+
+    weights: Counter[int] = field(default_factory=Counter)
+    kernels: dict[int, list[str]] = field(default_factory=dict)
+
+    def add(self, axis: int, weight: float, kernel: str) -> None:
+        self.weights[axis] += weight  # type: ignore[assignment]
+        asked = self.kernels.setdefault(axis, [])
+        if kernel not in asked:
+            asked.append(kernel)
+
+    def axes(self, shape: tuple[int, ...]) -> list[int]:
+        """The requested axes, heaviest first; on a tie the later axis."""
+        live = [axis for axis, weight in self.weights.items() if shape[axis] > 1 and weight > 0]
+        return sorted(live, key=lambda axis: (self.weights[axis], axis), reverse=True)
+
+
 def select_layout(module: Module, choose: bool) -> None:
     """Fills `module.storages`; with `choose` False every tensor is row-major."""
-    fixed = {v.name for v in (*module.inputs, *module.outputs)} | set(module.constants)
-    for step in module.kernels:
-        if isinstance(step, HostOp):
-            fixed |= {*step.reads(), *step.writes()}
-    wishes = _wishes(module, fixed) if choose else {}
+    wishes = requests(module) if choose else {}
     for name, (shape, dtype) in module.types.items():
         if shape is None or name in module.windows:
             continue
         axis = _choice(wishes.get(name), shape)
-        order = [k for k in range(len(shape)) if k != axis] + ([axis] if axis is not None else [])
-        module.storages[name] = dense(name, shape, dtype, [Digit(k, 1, shape[k]) for k in order])
+        module.storages[name] = dense(name, shape, dtype, order_digits(shape, axis))
     for name in module.windows:
         _window(name, module)
     for name, wish in wishes.items():
         if _choice(wish, module.shape(name)) not in (None, len(module.shape(name)) - 1):
             storage = module.storages[name]
-            asked = [f"axis {a}: {int(w)}" for a, w in wish.most_common(3)]
+            asked = [f"axis {a}: {int(w)}" for a, w in wish.weights.most_common(3)]
             module.layouts.append({"tensor": name, "layout": storage.show(), "asked_by": asked})
 
 
-def _choice(wish: Counter[int] | None, shape: tuple[int, ...]) -> int | None:
-    """The axis to make contiguous: the heaviest request; on a tie the later axis. None without requests."""
-    live = {axis: weight for axis, weight in (wish or {}).items() if shape[axis] > 1 and weight > 0}
-    return max(live, key=lambda axis: (live[axis], axis)) if live else None
+def _choice(wish: Requests | None, shape: tuple[int, ...]) -> int | None:
+    """The axis to make contiguous: the heaviest request. None without requests."""
+    return next(iter(wish.axes(shape)), None) if wish else None
+
+
+def row_major(module: Module) -> set[str]:
+    """Tensors whose layout is not ours to choose: graph inputs and outputs, constants, operands of host steps."""
+    fixed = {v.name for v in (*module.inputs, *module.outputs)} | set(module.constants)
+    for step in module.kernels:
+        if isinstance(step, HostOp):
+            fixed |= {*step.reads(), *step.writes()}
+    return fixed
 
 
 def _window(name: str, module: Module) -> Storage:
@@ -66,33 +100,34 @@ def _window(name: str, module: Module) -> Storage:
     return storage
 
 
-def _wishes(module: Module, fixed: set[str]) -> dict[str, Counter[int]]:
-    """Requests per tensor and axis: first those of reductions, then those that partners pass on."""
-    wishes: dict[str, Counter[int]] = {}
+def requests(module: Module) -> dict[str, Requests]:
+    """Requests per tensor: first those of reductions, then those that partners pass on."""
+    wishes: dict[str, Requests] = {}
+    fixed = row_major(module)
 
-    def ask(tensor: str, axis: int, weight: float) -> None:
+    def ask(kernel: str, tensor: str, axis: int, weight: float) -> None:
         window = module.windows.get(tensor)
         if window is not None:  # a request for a piece is one for the whole
             moved = [k for k, c in enumerate(window.map.coords) if axis in set(axes_of(c))]
             if moved:
-                ask(window.parent, moved[-1], weight)
+                ask(kernel, window.parent, moved[-1], weight)
         elif tensor not in fixed and module.types[tensor][0] is not None:
-            wishes.setdefault(tensor, Counter())[axis] += weight  # type: ignore[assignment]
+            wishes.setdefault(tensor, Requests()).add(axis, weight, kernel)
 
     kernels = [k for k in module.kernels if isinstance(k, Kernel)]
     for kernel in kernels:
         for stage in kernel.stages:
-            _ask_for_reductions(kernel, stage, ask)
+            _ask_for_reductions(kernel, stage, partial(ask, kernel.tensor))
     for _ in range(SWEEPS):
-        before = {name: dict(wish) for name, wish in wishes.items()}
+        before = {name: dict(wish.weights) for name, wish in wishes.items()}
         for kernel in kernels:
-            _pass_on(kernel, module, wishes, ask)
-        if before == {name: dict(wish) for name, wish in wishes.items()}:
+            _pass_on(kernel, module, wishes, partial(ask, kernel.tensor))
+        if before == {name: dict(wish.weights) for name, wish in wishes.items()}:
             break
     return wishes
 
 
-def _ask_for_reductions(kernel: Kernel, stage: Stage, ask) -> None:  # type: ignore[no-untyped-def]
+def _ask_for_reductions(kernel: Kernel, stage: Stage, ask: Ask) -> None:
     """A reduction asks for the tensor axis that a reduce axis walks along on its own."""
     space = len(stage.shape)
     local = kernel.local()
@@ -106,8 +141,6 @@ def _ask_for_reductions(kernel: Kernel, stage: Stage, ask) -> None:  # type: ign
     reduce_axes = set(range(space, space + len(stage.reduce)))
     contraction = kernel.rows is not None and is_contraction(stage, kernel.rows)
     operands = stage.body.args if contraction else (stage.body,)  # type: ignore[union-attr]
-    from smartmem.kernel.expr import loads
-
     for position, operand in enumerate(operands):
         wanted = reduce_axes
         if contraction and position == 1:  # B is read along its columns
@@ -118,7 +151,7 @@ def _ask_for_reductions(kernel: Kernel, stage: Stage, ask) -> None:  # type: ign
                 _ask_columns(access, wanted, math.prod(stage.domain), ask)
 
 
-def _ask_columns(access: Load, wanted: set[int], weight: float, ask) -> None:  # type: ignore[no-untyped-def]
+def _ask_columns(access: Load, wanted: set[int], weight: float, ask: Ask) -> None:
     """A request for the tensor axis whose lowest digit is one of the `wanted` loops; short runs ask for less.
 
     In a sliding window (row + tap) a row and a tap move the same digit: that axis is not asked for.
@@ -130,7 +163,7 @@ def _ask_columns(access: Load, wanted: set[int], weight: float, ask) -> None:  #
             ask(access.tensor, axis, weight * min(run, FULL_RUN) / FULL_RUN)
 
 
-def _pass_on(kernel: Kernel, module: Module, wishes: dict[str, Counter[int]], ask) -> None:  # type: ignore[no-untyped-def]
+def _pass_on(kernel: Kernel, module: Module, wishes: dict[str, Requests], ask: Ask) -> None:
     """In a plain nest all tensors want to move along the same loop: the one that most of the traffic asks for."""
     if kernel.rows is not None:
         return
@@ -161,7 +194,7 @@ def _loops(coordinate: Lin, space: int) -> set[int]:
     return {d.axis for s, d in coordinate.terms if s == 1 and isinstance(d.axis, int) and d.axis < space and d.lo == 1}
 
 
-def _contiguous(name: str, module: Module, wishes: dict[str, Counter[int]]) -> int | None:
+def _contiguous(name: str, module: Module, wishes: dict[str, Requests]) -> int | None:
     """The axis of a tensor that is contiguous as things stand, None if that is still open."""
     shape = module.types[name][0]
     if not shape:

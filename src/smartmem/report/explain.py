@@ -9,7 +9,7 @@ In: `Program.report`, a JSON object with the keys
     host      [{node, op, reason}]
     apart     [{first, second, reason, mapping}]  pairs that were not fused, with their mapping types
     classes   {operators, remaining}: {class: number}
-    layouts   [{tensor, layout, asked_by: [kernel …]}]
+    layouts   [{tensor, layout, asked_by: [kernel …]}], on devices with pictures; assignment: see `report.layouts`
     totals    {operators, layout_operators, kernels, copies, copied_bytes, host_steps}
     memory    {arena_bytes, lower_bound_bytes, weights_bytes, scratch_bytes}
 
@@ -29,6 +29,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from smartmem.report.layouts import layouts
 from smartmem.report.tables import console, count, dims, size, table
 
 TOTALS = ("operators", "layout_operators", "kernels", "copies", "copied_bytes", "host_steps")
@@ -87,14 +88,12 @@ def _sections(report: Mapping[str, Any], verbose: bool) -> Iterator[RenderableTy
                 for kernel in kernels
             ],
         )
-    for key, title, columns in (
-        ("host", "Operators on the host", ("node", "op", "reason")),
-        ("layouts", "Layouts chosen for consumers", ("tensor", "layout", "asked_by")),
-    ):
-        if entries := report.get(key):
-            rows = [[_cell(entry.get(column, "")) for column in columns] for entry in entries]
-            yield Text()
-            yield table(f"{title}: {len(entries)}", [column.replace("_", " ") for column in columns], rows)
+    if entries := report.get("host"):
+        columns = ("node", "op", "reason")
+        rows = [[entry.get(column, "") for column in columns] for entry in entries]
+        yield Text()
+        yield table(f"Operators on the host: {len(entries)}", columns, rows)
+    yield from layouts(report, verbose)
     if entries := report.get("apart"):
         yield from _apart(entries)
     if classes := report.get("classes"):
@@ -104,7 +103,7 @@ def _sections(report: Mapping[str, Any], verbose: bool) -> Iterator[RenderableTy
         yield Text()
         yield Text(_totals(totals))
     if memory := report.get("memory"):
-        yield Text(_memory(memory))
+        yield Text(memory_line(memory))
 
 
 def _grouped(entries: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
@@ -207,13 +206,10 @@ def _totals(totals: Mapping[str, Any]) -> str:
     )
 
 
-def _memory(memory: Mapping[str, Any]) -> str:
+def memory_line(planned: Mapping[str, Any]) -> str:
+    """The compiler's memory plan in one line."""
     return (
-        f"Memory: activations {size(memory.get('arena_bytes', 0))} "
-        f"(at least {size(memory.get('lower_bound_bytes', 0))} are live at once), "
-        f"weights {size(memory.get('weights_bytes', 0))}, scratch {size(memory.get('scratch_bytes', 0))} per thread"
+        f"Memory: activations {size(planned.get('arena_bytes', 0))} "
+        f"(at least {size(planned.get('lower_bound_bytes', 0))} are live at once), "
+        f"weights {size(planned.get('weights_bytes', 0))}, scratch {size(planned.get('scratch_bytes', 0))} per thread"
     )
-
-
-def _cell(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -144,9 +144,14 @@ def compiler_key(compiler: Compiler, march: str) -> str:
 
 
 def build_library(
-    sources: Mapping[str, str], march: str, cache: Cache, compiler: Compiler, progress: Progress | None = None
+    sources: Mapping[str, str],
+    march: str,
+    cache: Cache,
+    compiler: Compiler,
+    progress: Progress | None = None,
+    runtime: str = "pool.c",
 ) -> Path:
-    """Compile `sources` (C text by file name) and the thread pool, and link them to a shared library in `cache`.
+    """Compile `sources` (C text by file name) and a file of the runtime, and link them to a shared library in `cache`.
 
     Args:
         sources: the kernels and the plan (see `plan.plan_source`).
@@ -154,13 +159,14 @@ def build_library(
         cache: where objects and the library are looked for and kept.
         compiler: from `find_compiler`.
         progress: called with ("compile", done, total).
+        runtime: the file of `native/`: the thread pool unless something else runs the plan.
 
     Raises:
         CompilerError: the compiler refuses a source; the message names a copy of it.
         RuntimeFailure: the compiler cannot be run, or linking fails.
     """
     base = compiler_key(compiler, march)
-    texts = {"pool.c": (NATIVE / "pool.c").read_text(), **sources}
+    texts = {runtime: (NATIVE / runtime).read_text(), **sources}
     keys = {name: f"{base}\n{text}" for name, text in texts.items()}
     library_key = "\n".join(sorted(hashlib.sha256(key.encode()).hexdigest() for key in keys.values()))
     if found := cache.find("libraries", library_key, ".so"):

@@ -55,7 +55,7 @@ def source_digest() -> str:
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        if path.suffix in (".py", ".c", ".h"):
+        if path.suffix in (".py", ".c", ".h", ".cl"):
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

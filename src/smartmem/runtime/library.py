@@ -30,7 +30,7 @@ class Library:
             lib.sm_pool_destroy.argtypes = [ctypes.c_void_p]
             run: list[Any] = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
             lib.sm_pool_run.argtypes, lib.sm_pool_run.restype = run, ctypes.c_int
-            lib.sm_pool_run_timed.argtypes, lib.sm_pool_run_timed.restype = [*run, ctypes.c_void_p], ctypes.c_int
+            lib.sm_pool_run_timed.argtypes, lib.sm_pool_run_timed.restype = run + [ctypes.c_void_p] * 2, ctypes.c_int
             self.steps = ctypes.addressof(ctypes.c_char.in_dll(lib, "sm_steps"))
             self.step_size = ctypes.c_long.in_dll(lib, "sm_step_size").value
         except (OSError, AttributeError, ValueError) as error:

@@ -14,41 +14,33 @@ import os
 import threading
 import time
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smartmem.errors import InputError, RuntimeFailure
-from smartmem.runtime.arrays import Array, aligned_empty, describe, dtype_of, fitting, listed, readable
-from smartmem.runtime.artifact import HostStep, NativeStep, Program, Slot
+from smartmem.runtime.arrays import Array, aligned_empty, dtype_of, readable
+from smartmem.runtime.artifact import HostStep, NativeStep, Program
+from smartmem.runtime.compiled import CompiledModel, StepTime
+from smartmem.runtime.host_steps import HostSteps, fresh
 from smartmem.runtime.library import Library
 from smartmem.runtime.plan import Segment, segments
 from smartmem.runtime.threads import default_threads
 
 
-@dataclass(frozen=True)
-class StepTime:
-    """Seconds that one step of the program took in one call."""
+class Model(CompiledModel):
+    """A model compiled for the CPU.
 
-    label: str
-    symbol: str
-    seconds: float
-    host: bool
-
-
-class Model:
-    """A compiled model: `model(x)` or `model(name=x)`.
-
-    Several threads may call one model; calls wait for each other. After `os.fork` the child starts its own thread pool
-    at its first call. `close()` (or `with`, or garbage collection) ends the pool.
+    After `os.fork` the child starts its own thread pool at its first call. `close()` (or `with`, or garbage collection)
+    ends the pool.
 
     Attributes:
-        program: what the compiler made.
         library: the shared library's file.
         threads: size of the thread pool.
     """
+
+    program: Program
 
     def __init__(
         self, program: Program, library: Path, threads: int | None = None, *, features: list[str], keep: object = None
@@ -68,15 +60,14 @@ class Model:
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: give a positive number, or none for one per core")
-        self.program = program
+        super().__init__(program)
         self.library = library
         self.threads = threads or default_threads()
         self._features = features
         self._keep = keep
         self._library = Library(library)
         self._segments = segments(program)
-        self._nodes: dict[int, Any] = {}
-        self._inputs = {spec.name: spec for spec in program.inputs}
+        self._host_steps = HostSteps(program.slots)
         self._arena = aligned_empty((program.arena_bytes,), np.dtype(np.uint8))
         self._scratch = [aligned_empty((program.scratch_bytes,), np.dtype(np.uint8)) for _ in range(self.threads)]
         self._scratch_pointers = (ctypes.c_void_p * self.threads)(*(array.ctypes.data for array in self._scratch))
@@ -87,10 +78,8 @@ class Model:
                 self._pointers[index] = self._arena.ctypes.data + slot.offset
             elif slot.kind == "weight":
                 self._pointers[index] = self._weights[slot.name].ctypes.data
-        self._lock = threading.Lock()
         self._pool: weakref.finalize[Any, Any] | None = None
         self._pool_handle = 0
-        self._closed = False
         _alive.add(self)
         self._warm_up()
 
@@ -102,47 +91,9 @@ class Model:
             self._started()
 
     @property
-    def input_names(self) -> list[str]:
-        """Names of the inputs, in the order of positional arguments."""
-        return [spec.name for spec in self.program.inputs]
-
-    @property
-    def output_names(self) -> list[str]:
-        """Names of the outputs, in the order in which a call returns them."""
-        return [spec.name for spec in self.program.outputs]
-
-    def __call__(self, *args: Any, **named: Any) -> Array | tuple[Array, ...]:
-        """Run the model.
-
-        Args:
-            *args: inputs in graph order: numpy arrays, or anything with `__dlpack__` (torch tensors on the CPU …).
-            **named: inputs by name, instead or in addition.
-
-        Returns:
-            The output, or a tuple of outputs in the order of `output_names` if there are several. They are new,
-            contiguous arrays that belong to the caller.
-
-        Raises:
-            InputError: names, count, shapes or dtypes do not fit.
-            RuntimeFailure: a host step failed, or the model is closed.
-        """
-        outputs = self.run(self._bind(args, named))
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-    def run(self, inputs: dict[str, Any]) -> list[Array]:
-        """Like calling, with inputs by name (any name) and always a list of outputs."""
-        return self._run(self._check(inputs), None)
-
-    def run_timed(self, inputs: dict[str, Any]) -> tuple[list[Array], list[StepTime]]:
-        """Like `run`, with the seconds that each step took."""
-        times: list[StepTime] = []
-        return self._run(self._check(inputs), times), times
-
-    def explain(self) -> str:
-        """Where each layout operator of the input went, the kernels, and the totals, as text."""
-        from smartmem.report.explain import render
-
-        return render(self.program.report)
+    def where(self) -> str:
+        """`2 threads`."""
+        return f"{self.threads} threads"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as one file that `smartmem.load` reads, on a machine without the onnx package too."""
@@ -157,37 +108,6 @@ class Model:
             if self._pool is not None:
                 self._pool()
             self._pool = None
-
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return (
-            f"<smartmem.Model {self.program.name!r}: {', '.join(map(describe, self.program.inputs))} -> "
-            f"{', '.join(map(describe, self.program.outputs))}; level {self.program.level}, {self.threads} threads>"
-        )
-
-    def _bind(self, args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-        names = self.input_names
-        if len(args) > len(names):
-            raise InputError(f"{len(args)} inputs given, but the model has {len(names)}: {listed(names)}")
-        inputs = dict(zip(names, args, strict=False))
-        for name in named:
-            if name in inputs:
-                raise InputError(f"input {name!r} is given twice, by position and by name")
-        return {**inputs, **named}
-
-    def _check(self, inputs: dict[str, Any]) -> dict[str, Array]:
-        for name in inputs:
-            if name not in self._inputs:
-                raise InputError(f"no input is called {name!r}; the model's inputs are {listed(self.input_names)}")
-        missing = [name for name in self._inputs if name not in inputs]
-        if missing:
-            raise InputError(f"input {listed(missing)} is missing; the model's inputs are {listed(self.input_names)}")
-        return {name: fitting(spec, inputs[name]) for name, spec in self._inputs.items()}
 
     def _run(self, inputs: dict[str, Array], times: list[StepTime] | None) -> list[Array]:
         outputs = {
@@ -211,7 +131,8 @@ class Model:
                     start = time.perf_counter()
                     self._host(segment.host, inputs, outputs, free)
                     if times is not None:
-                        times.append(StepTime(segment.host.label, segment.host.op, time.perf_counter() - start, True))
+                        end, host = time.perf_counter(), segment.host
+                        times.append(StepTime(host.label, host.op, end - start, True, ((0, start, end),)))
         return [outputs[spec.name] for spec in self.program.outputs]
 
     def _native(self, segment: Segment, times: list[StepTime] | None) -> None:
@@ -221,45 +142,30 @@ class Model:
             status = self._library.functions.sm_pool_run(*common)
         else:
             seconds = (ctypes.c_double * segment.count)()
-            status = self._library.functions.sm_pool_run_timed(*common, seconds)
+            spans = np.full((segment.count, self.threads, 2), -1.0)
+            start = time.perf_counter()
+            status = self._library.functions.sm_pool_run_timed(*common, seconds, spans.ctypes.data)
             native = [step for step in self.program.steps if isinstance(step, NativeStep)]
-            for step, spent in zip(native[segment.first : segment.first + segment.count], seconds, strict=True):
-                times.append(StepTime(step.label, step.symbol, spent, False))
+            for step, spent, ends in zip(
+                native[segment.first : segment.first + segment.count], seconds, spans.tolist(), strict=True
+            ):
+                taken = tuple((t, start + begin, start + end) for t, (begin, end) in enumerate(ends) if begin >= 0)
+                times.append(StepTime(step.label, step.symbol, spent, False, taken))
         if status:
             raise RuntimeFailure(f"the thread pool refused to run the model (status {status})")
 
     def _host(
         self, step: HostStep, inputs: dict[str, Array], outputs: dict[str, Array], free: dict[int, Array]
     ) -> None:
-        from smartmem.runtime.host import run_node
-
         operands = [None if at < 0 else self._array(at, inputs, outputs, free) for at in step.inputs]
-        if id(step) not in self._nodes:
-            self._nodes[id(step)] = host_node(step, self.program.slots)
-        results = run_node(self._nodes[id(step)], operands)
-        for at, result in zip(step.outputs, results, strict=False):
-            if at < 0:
-                continue
+        for at, value in self._host_steps.run(step, operands):
             slot = self.program.slots[at]
-            if slot.dtype == "object" and slot.shape is None:  # strings of any shape, a sequence, an optional
-                kept: Any = result if isinstance(result, list) else np.asarray(result, object)
-                if slot.kind == "host":
-                    free[at] = kept
-                else:
-                    outputs[slot.name] = kept
-                continue
-            array = np.asarray(result, object if slot.dtype == "object" else None)
-            if slot.shape is not None and (array.shape != slot.shape or array.dtype.name != slot.dtype):
-                raise RuntimeFailure(
-                    f"{step.op} {step.label!r} gave {array.dtype.name}{list(array.shape)} for {slot.name!r}, "
-                    f"expected {slot.dtype}{list(slot.shape)}"
-                )
             if slot.kind == "host":
-                free[at] = array
+                free[at] = value
             elif slot.kind == "output" and slot.shape is None:
-                outputs[slot.name] = np.array(array, order="C")  # a result may share memory with an operand
+                outputs[slot.name] = fresh(value)
             else:
-                np.copyto(self._array(at, inputs, outputs, free), array)
+                np.copyto(self._array(at, inputs, outputs, free), value)
 
     def _array(self, at: int, inputs: dict[str, Array], outputs: dict[str, Array], free: dict[int, Array]) -> Array:
         """The array behind slot `at`."""
@@ -302,24 +208,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def host_node(step: HostStep, slots: list[Slot]) -> Any:
-    """The graph node that `runtime.host` runs for `step`."""
-    from smartmem.graph.ir import Node, Value
-
-    def value(at: int) -> Value | None:
-        if at < 0:
-            return None
-        return Value(slots[at].name, slots[at].shape, dtype_of(slots[at].dtype))
-
-    return Node(
-        step.op,
-        step.domain,
-        step.label,
-        [value(at) for at in step.inputs],
-        [value(at) for at in step.outputs],
-        dict(getattr(step, "attrs", {})),
-        step.opset,
-        step.proto,
-    )

@@ -1,15 +1,14 @@
 """A compiled model as one file: `save` and `load`.
 
-A `.smem` file is a zip whose members are stored, not compressed, and start at multiples of 64 bytes, so that the
-weights are mapped into memory where they lie:
+A `.smem` file is an `archive` of
 
-    manifest.json         what to call with what; the SHA-256 of the other parts; the CPU features the code needs
+    manifest.json         what to call with what; the CPU features the code needs
     model.so              kernels, plan and thread pool
     weights.safetensors   constants as the kernels read them
     report.json           what `explain` shows
 
-Nothing in it is pickled, and loading needs no onnx package unless steps run on the host. It does hold machine code:
-load files only from where you would take a program. The SHA-256 are there to find damage, not to prove an origin.
+or of a model for an OpenCL device (`opencl.package`). Nothing in it is pickled, and loading needs no onnx package
+unless steps run on the host. It does hold machine code: load files only from where you would take a program.
 """
 
 from __future__ import annotations
@@ -18,28 +17,22 @@ import base64
 import hashlib
 import json
 import math
-import mmap
-import os
-import struct
-import zipfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from smartmem.errors import ModelError, RuntimeFailure
+from smartmem.errors import RuntimeFailure
+from smartmem.runtime import archive, tensorfile
 from smartmem.runtime import march as isa
-from smartmem.runtime import tensorfile
-from smartmem.runtime.arrays import ALIGNMENT, Array, dtype_of
+from smartmem.runtime.archive import Archive
+from smartmem.runtime.arrays import Array, dtype_of
 from smartmem.runtime.artifact import HostStep, NativeStep, Program, Slot, TensorSpec
-from smartmem.runtime.cache import Cache, open_cache, replacing
+from smartmem.runtime.cache import Cache, open_cache
 from smartmem.runtime.model import Model
 
-FORMAT = 1
-SUFFIX = ".smem"
-_PARTS = ("model.so", "weights.safetensors", "report.json")
+if TYPE_CHECKING:
+    from smartmem.runtime.opencl.model import DeviceModel
+
 _HOST_ATTRS = ("captures", "flatten", "axis", "opsets")
 
 
@@ -55,33 +48,15 @@ def save(program: Program, library: Path, path: Path, features: list[str]) -> No
     Raises:
         RuntimeFailure: the file cannot be written.
     """
-    try:
-        write(program, library, path, features)
-    except OSError as error:
-        raise RuntimeFailure(f"{path}: cannot be written ({error.strerror or error})") from None
+    archive.save(path, _manifest(program, features), _contents(program, library))
 
 
 def write(program: Program, library: Path, path: Path, features: list[str]) -> None:
     """Like `save`, with the OSError as it is."""
-    code = library.read_bytes()
-    report = json.dumps(program.report).encode()
-    digest = _Digest()
-    tensorfile.write(program.weights, digest)  # type: ignore[arg-type]  # all that it does is write()
-    sums = {
-        "model.so": hashlib.sha256(code).hexdigest(),
-        "weights.safetensors": digest.sha.hexdigest(),
-        "report.json": hashlib.sha256(report).hexdigest(),
-    }
-    text = json.dumps(_manifest(program, sums, features), indent=1).encode()
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, "manifest.json", len(text), lambda file: file.write(text))
-        _add(archive, "model.so", len(code), lambda file: file.write(code))
-        weights = program.weights
-        _add(archive, _PARTS[1], tensorfile.size(weights), lambda file: tensorfile.write(weights, file))
-        _add(archive, "report.json", len(report), lambda file: file.write(report))
+    archive.write(path, _manifest(program, features), _contents(program, library))
 
 
-def load(path: Path, threads: int | None = None, cache: Cache | None = None) -> Model:
+def load(path: Path, threads: int | None = None, cache: Cache | None = None) -> Model | DeviceModel:
     """Read a compiled model.
 
     Args:
@@ -93,42 +68,43 @@ def load(path: Path, threads: int | None = None, cache: Cache | None = None) -> 
         ModelError: no such file, not a compiled model, or a part of it does not match its SHA-256.
         RuntimeFailure: this machine cannot run it.
     """
-    content = _map(path)
-    parts = _parts(path, content)
-    try:
-        manifest = json.loads(parts["manifest.json"].tobytes())
-        version, sums = manifest["format"], dict(manifest["sha256"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise ModelError(f"{path}: not a compiled model (its manifest is damaged: {error!r})") from None
-    if version != FORMAT:
-        raise ModelError(f"{path}: format {version}, this smartmem reads {FORMAT}; compile the model again")
-    for name in _PARTS:
-        if name not in parts or hashlib.sha256(parts[name].data).hexdigest() != sums.get(name):
-            raise ModelError(
-                f"{path}: {name} does not match its SHA-256: the file is damaged; copy or compile it again"
-            )
-    try:
-        weights = tensorfile.read(parts["weights.safetensors"], str(path))
-        program = _program(manifest, weights, json.loads(parts["report.json"].tobytes()))
-        _check(program)
-        family, features = str(manifest["family"]), [str(name) for name in manifest["features"]]
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise ModelError(f"{path}: not a compiled model (its manifest is damaged: {error!r})") from None
-    _check_machine(path, program.march, family, features)
+    file = archive.read(path)
     cache = cache or open_cache()
-    sha = sums["model.so"]
+    if "device" in file.manifest:
+        from smartmem.runtime.opencl.package import load as load_for_device
+
+        return load_for_device(file, cache)
+    try:
+        weights = tensorfile.read(file.parts["weights.safetensors"], str(path))
+        program = _program(file.manifest, weights, json.loads(file.parts["report.json"].tobytes()))
+        _check(program)
+        family, features = str(file.manifest["family"]), [str(name) for name in file.manifest["features"]]
+        library = _library(file, cache)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise file.damaged(error) from None
+    _check_machine(path, program.march, family, features)
+    return Model(program, library, threads, features=features, keep=(cache, file))
+
+
+def _library(file: Archive, cache: Cache) -> Path:
+    """The shared library, unpacked."""
+    code, sha = file.parts["model.so"], file.sums["model.so"]
     library = cache.find("unpacked", sha, ".so")
     if library is None or hashlib.sha256(library.read_bytes()).hexdigest() != sha:
-        library = cache.add("unpacked", sha, ".so", parts["model.so"].tobytes())
-    return Model(program, library, threads, features=features, keep=(cache, content))
+        library = cache.add("unpacked", sha, ".so", code.tobytes())
+    return library
 
 
-def _manifest(program: Program, sums: dict[str, str], features: list[str]) -> dict[str, Any]:
-    from smartmem.version import __version__
-
+def _contents(program: Program, library: Path) -> dict[str, archive.Part]:
     return {
-        "format": FORMAT,
-        "smartmem": __version__,
+        "model.so": library.read_bytes(),
+        "weights.safetensors": program.weights,
+        "report.json": json.dumps(program.report).encode(),
+    }
+
+
+def _manifest(program: Program, features: list[str]) -> dict[str, Any]:
+    return {
         "name": program.name,
         "level": program.level,
         "march": program.march,
@@ -136,11 +112,10 @@ def _manifest(program: Program, sums: dict[str, str], features: list[str]) -> di
         "features": features,
         "arena_bytes": program.arena_bytes,
         "scratch_bytes": program.scratch_bytes,
-        "sha256": sums,
         "inputs": [asdict(spec) for spec in program.inputs],
         "outputs": [asdict(spec) for spec in program.outputs],
         "slots": [asdict(slot) for slot in program.slots],
-        "steps": [_step_out(step) for step in program.steps],
+        "steps": [step_out(step) for step in program.steps],
     }
 
 
@@ -149,9 +124,9 @@ def _program(manifest: dict[str, Any], weights: dict[str, Array], report: dict[s
         name=str(manifest["name"]),
         level=str(manifest["level"]),
         march=str(manifest["march"]),
-        inputs=[TensorSpec(**_shaped(entry)) for entry in manifest["inputs"]],
-        outputs=[TensorSpec(**_shaped(entry)) for entry in manifest["outputs"]],
-        slots=[Slot(**_shaped(entry)) for entry in manifest["slots"]],
+        inputs=[TensorSpec(**shaped(entry)) for entry in manifest["inputs"]],
+        outputs=[TensorSpec(**shaped(entry)) for entry in manifest["outputs"]],
+        slots=[Slot(**shaped(entry)) for entry in manifest["slots"]],
         steps=[_step_in(entry) for entry in manifest["steps"]],
         arena_bytes=int(manifest["arena_bytes"]),
         scratch_bytes=int(manifest["scratch_bytes"]),
@@ -161,12 +136,14 @@ def _program(manifest: dict[str, Any], weights: dict[str, Array], report: dict[s
     )
 
 
-def _shaped(entry: dict[str, Any]) -> dict[str, Any]:
+def shaped(entry: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a slot or a TensorSpec, from JSON."""
     shape = entry.get("shape")
     return {**entry, "shape": None if shape is None else tuple(int(extent) for extent in shape)}
 
 
-def _step_out(step: NativeStep | HostStep) -> dict[str, Any]:
+def step_out(step: Any) -> dict[str, Any]:
+    """A step of either kind of program as JSON."""
     entry = asdict(step)
     if isinstance(step, HostStep):
         entry["proto"] = base64.b64encode(step.proto).decode()
@@ -175,11 +152,16 @@ def _step_out(step: NativeStep | HostStep) -> dict[str, Any]:
     return entry
 
 
-def _step_in(entry: dict[str, Any]) -> NativeStep | HostStep:
+def host_step_in(entry: dict[str, Any]) -> HostStep | None:
+    """A host step from JSON; None: the step is of another kind."""
     if "proto" not in entry:
-        return NativeStep(**{**entry, "args": tuple(entry["args"])})
+        return None
     operands = {name: tuple(entry[name]) for name in ("inputs", "outputs")}
     return HostStep(**{**entry, **operands, "proto": base64.b64decode(entry["proto"])})
+
+
+def _step_in(entry: dict[str, Any]) -> NativeStep | HostStep:
+    return host_step_in(entry) or NativeStep(**{**entry, "args": tuple(entry["args"])})
 
 
 def _check(program: Program) -> None:
@@ -214,57 +196,3 @@ def _check_machine(path: Path, march: str, family: str, features: list[str]) -> 
         raise RuntimeFailure(
             f"{path}: made for {march}, this CPU lacks {', '.join(missing)}; compile it with another --march"
         )
-
-
-class _Digest:
-    """A file that only takes its SHA-256."""
-
-    def __init__(self) -> None:
-        self.sha = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self.sha.update(data)
-
-
-def _add(archive: zipfile.ZipFile, name: str, size: int, write: Callable[[IO[bytes]], object]) -> None:
-    """Add a member whose data starts at a multiple of 64 bytes, by padding in the header's extra field."""
-    info = zipfile.ZipInfo(name)  # without the time: equal models give equal files
-    large = size >= 1 << 30
-    assert archive.fp is not None
-    start = archive.fp.tell() + 30 + len(name.encode()) + (20 if large else 0)
-    padding = -(start + 4) % ALIGNMENT
-    info.extra = struct.pack("<HH", 0xD935, padding) + b"\0" * padding
-    with archive.open(info, "w", force_zip64=large) as file:
-        write(file)
-
-
-def _map(path: Path) -> Array:
-    """The file's bytes, mapped."""
-    try:
-        with open(path, "rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        reason = error.strerror if isinstance(error, OSError) else "it is empty"
-        raise ModelError(f"{path}: cannot be read ({reason})") from None
-
-
-def _parts(path: Path, content: Array) -> dict[str, Array]:
-    """The zip's members as views of `content`."""
-    try:
-        with zipfile.ZipFile(os.fspath(path)) as archive:
-            parts = {}
-            for info in archive.infolist():
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{info.filename} is compressed")
-                names = content[info.header_offset + 26 : info.header_offset + 30].tobytes()
-                start = info.header_offset + 30 + sum(struct.unpack("<HH", names))
-                if start + info.file_size > content.size:
-                    raise ValueError(f"{info.filename} is cut off")
-                parts[info.filename] = content[start : start + info.file_size]
-    except (zipfile.BadZipFile, ValueError, struct.error) as error:
-        raise ModelError(f"{path}: not a compiled model ({error}); make one with `smartmem compile`") from None
-    if "manifest.json" not in parts:
-        raise ModelError(f"{path}: not a compiled model (no manifest.json); make one with `smartmem compile`")
-    return parts

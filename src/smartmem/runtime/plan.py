@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 from smartmem.codegen.comment import comment
 from smartmem.runtime.artifact import HostStep, NativeStep, Program
+from smartmem.runtime.opencl.program import DeviceProgram
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Native steps [first, first + count) of the table, or one host step."""
+    """Native steps (kernel launches) [first, first + count), counted without host steps, or one host step."""
 
     first: int = 0
     count: int = 0
@@ -50,8 +51,8 @@ def plan_source(program: Program) -> str:
     return "\n".join(lines)
 
 
-def segments(program: Program) -> list[Segment]:
-    """The program's steps with neighbouring native ones joined."""
+def segments(program: Program | DeviceProgram) -> list[Segment]:
+    """The program's steps with neighbouring native ones (kernel launches) joined."""
     result: list[Segment] = []
     native = 0
     for step in program.steps:

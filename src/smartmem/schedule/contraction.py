@@ -19,82 +19,14 @@ from smartmem.codegen.c_expr import (
 from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.stage import Stage
-from smartmem.schedule.flatten import Flat, K, N
+from smartmem.schedule.flatten import B, Flat, K, N
 from smartmem.schedule.operand_a import Walk, walk_of
 from smartmem.schedule.operand_b import direct_b
+from smartmem.schedule.tile_functions import grouped_tile_function, tile_function
 from smartmem.schedule.tiling import tile_columns
 
 if TYPE_CHECKING:
     from smartmem.schedule.row_emitter import RowEmitter
-
-
-def _step(rows: int, vectors: int, b: str, k: str) -> str:
-    """One step of k of the register tile: a row of B times a column of A, as a C block."""
-    return f"""{{
-                f32v column[{vectors}];
-#pragma GCC unroll {vectors}
-                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load({b} + j * SM_W);
-#pragma GCC unroll {rows}
-                for (int i = 0; i < {rows}; ++i) {{
-                    const f32v x = sm_splat(row[i][{k}]);
-#pragma GCC unroll {vectors}
-                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
-                }}
-            }}"""
-
-
-def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
-    """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
-
-    It fetches `prefetch` cache lines of what comes next per four steps of k.
-    """
-    name = f"sm_tile_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
-    fetch = f"for (int j = 0; j < {prefetch}; ++j) __builtin_prefetch(next + j * 16, 0, 2);"
-    ahead = (
-        f"""
-#pragma GCC unroll {prefetch}
-            {fetch}
-            next += {16 * prefetch};"""
-        if prefetch
-        else ""
-    )
-    text = f"""\
-/* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip`
-   apart, each good for k in [from, to). */
-static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long from, long to,
-                                             const float *b, long stride, float *c, int first, const float *next) {{
-    f32v acc[{rows}][{vectors}];
-#pragma GCC unroll {rows}
-    for (int i = 0; i < {rows}; ++i)
-#pragma GCC unroll {vectors}
-        for (int j = 0; j < {vectors}; ++j) acc[i][j] = sm_splat(0.0f);
-    (void)next;
-    for (long q = 0; q < segments; ++q, a += skip) {{
-        const float *row[{rows}];
-#pragma GCC unroll {rows}
-        for (int i = 0; i < {rows}; ++i) row[i] = a[i];
-        long k = from;
-        for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
-#pragma GCC unroll 4
-            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", "k + u")}
-        }}
-        for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", "k")}
-    }}
-    if (first) {{
-#pragma GCC unroll {rows}
-        for (int i = 0; i < {rows}; ++i)
-#pragma GCC unroll {vectors}
-            for (int j = 0; j < {vectors}; ++j) sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j]);
-    }} else {{
-#pragma GCC unroll {rows}
-        for (int i = 0; i < {rows}; ++i)
-#pragma GCC unroll {vectors}
-            for (int j = 0; j < {vectors}; ++j)
-                sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j] + sm_load(c + (i * {vectors} + j) * SM_W));
-    }}
-}}
-"""
-    return name, text
 
 
 K_BLOCK = 768  # steps of k that A's tile and B's panel share L1 and L2 for
@@ -105,9 +37,10 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
     p, w = e.pipeline, e.writer
     flat, walk = p.flats[stage.name], walk_of(p, stage)
     width, tiling, columns = tile_columns(p.target, flat.columns), p.tiling, flat.columns
-    with w.block(""):
-        table = tiling.block
-        _row_pointers(e, stage, flat, walk, table)
+    with w.block(""), ExitStack() as opened:
+        _row_pointers(e, stage, flat, walk, tiling.block)
+        if p.shared_step is not None:
+            opened.enter_context(w.loop("b", "b1", "b0"))
         source, stride, streamed = _b_pointer(e, stage, flat, walk, width)
         start, end = "0", str(columns)
         if (epilogue or [stage])[-1] is p.stages[-1] and e.task.column_chunks > 1:
@@ -178,9 +111,16 @@ def _tile_loop(
         w.line(f"float *const cq = {held};")
 
         def call(rows: int) -> str:
-            name, text = tile_function(rows, vectors, prefetch)
+            shift = f"b * {p.shared_step}" if p.shared_step is not None else "0"
+            table_of = f"{a} + i, {segments}, {table}, {shift}"
+            if p.group_size:
+                name, text = grouped_tile_function(rows, p.group_size, p.target.lanes)
+                arguments = f"{table_of}, {b}, cq"
+            else:
+                name, text = tile_function(rows, vectors, prefetch)
+                arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, cq, {first}, {ahead}"
             p.support[name] = text
-            return f"{name}({a} + i, {segments}, {table}, {first_k}, {last_k}, {b}, {stride}, cq, {first}, {ahead});"
+            return f"{name}({arguments});"
 
         if tiling.tall == tiling.count:
             w.line(f"const long height = {tiling.rows};")
@@ -204,6 +144,8 @@ def _row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: in
     extents = (*flat.extents[:K], *walk.segments, walk.run)
     context = e.context(replace(flat, extents=extents), None, row="m", column="0")
     names = {**context.axes.names, K + len(walk.segments): "0"}
+    if p.shared_step is not None:
+        names[B] = "0"
     axes = replace(context.axes, names=names)
     segment = Lin()
     with ExitStack() as loops:
@@ -229,8 +171,9 @@ def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
         if not branch.guards:
             return text + base
         text += f"{c_guards(branch.guards, axes)} ? {base} : "
-    p.support[f"zeros{walk.run}"] = f"static const float sm_zeros_{walk.run}[{walk.run}];\n"
-    return text + f"sm_zeros_{walk.run}"
+    zeros = (p.target.lanes if p.group_size else walk.run) + (p.shared_step or 0) * (p.batches - 1)
+    p.support[f"zeros{zeros}"] = f"static const float sm_zeros_{zeros}[{zeros}];\n"
+    return text + f"sm_zeros_{zeros}"
 
 
 def _b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int, bool]:

@@ -184,7 +184,7 @@ def _a_branches(
         branches.append(Branch((*outer, *guards), access.tensor, address))
 
 
-def _a_walk(
+def walk_stage(
     flat: Flat, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int
 ) -> Walk | None:
     """The walk over operand A, from memory or from a local tensor (given by its column extents)."""
@@ -197,7 +197,7 @@ def pack_operand(
 ) -> tuple[Stage, Stage] | None:
     """A packing stage for operand A and the contraction that reads it, or None if A can be read in place."""
     flat = flatten(stage, batch, rows, contraction=True)
-    walk = _a_walk(flat, storages, local, rows)
+    walk = walk_stage(flat, storages, local, rows)
     if walk is not None and walk.count <= MAX_SEGMENTS and (walk.run >= MIN_RUN or walk.count == 1):
         return None
     pair = factors(stage)
@@ -233,6 +233,22 @@ def local_columns(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
 
 
 def walk_of(pipeline: Pipeline, stage: Stage) -> Walk:
-    walk = _a_walk(pipeline.flats[stage.name], pipeline.storages, local_columns(pipeline), pipeline.rows)
+    walk = walk_stage(pipeline.flats[stage.name], pipeline.storages, local_columns(pipeline), pipeline.rows)
     assert walk is not None
     return walk
+
+
+def batch_step(walk: Walk, batches: int) -> int | None:
+    """By how many floats A moves from one batch entry to the next, so that all can use one table of row pointers.
+
+    None if it does not move evenly, or if guards depend on the entry.
+    """
+    steps: set[int] = set()
+    for branch in walk.branches:
+        if any(B in axes_of(guard.lin) for guard in branch.guards):
+            return None
+        moving = [(s, d) for s, d in branch.address.terms if B in axes_of(Lin(0, ((1, d),)))]
+        if len(moving) != 1 or moving[0][1] != Digit(B, 1, batches):
+            return None
+        steps.add(moving[0][0])
+    return steps.pop() if len(steps) == 1 and min(steps) > 0 else None

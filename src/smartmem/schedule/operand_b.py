@@ -32,6 +32,7 @@ from smartmem.kernel.expr import (
 from smartmem.kernel.expr import walk as walk_expr
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.schedule.flatten import B, Flat, K, M, N
+from smartmem.schedule.groups import turned
 from smartmem.schedule.operand_a import Walk, operands, walk_of
 from smartmem.schedule.roles import expr_axes, factors
 from smartmem.schedule.tiling import tile_columns
@@ -104,7 +105,7 @@ def _panels(pipeline: Pipeline, stage: Stage, constants: Mapping[str, Array]) ->
     uses_batch = B in expr_axes(b)
     batches = flat.extents[B] if uses_batch else 1
     extents = (batches, *walk.segments, walk.run, flat.columns)
-    values = _strided(b, extents, constants)
+    values = strided_constant(b, extents, constants)
     if values is None:
         grid = np.ogrid[tuple(slice(n) for n in extents)]
         axes: list[Any] = [grid[0], 0, grid[-1], *grid[1:-1]]
@@ -116,10 +117,10 @@ def _panels(pipeline: Pipeline, stage: Stage, constants: Mapping[str, Array]) ->
     result[:, :whole] = matrix[:, :, : whole * width].reshape(batches, walk.depth, whole, width).transpose(0, 2, 1, 3)
     if whole < panels:
         result[:, whole, :, : flat.columns - whole * width] = matrix[:, :, whole * width :]
-    return result
+    return turned(result, pipeline.group_size) if pipeline.group_size else result
 
 
-def _strided(b: Expr, extents: tuple[int, ...], constants: Mapping[str, Array]) -> Array | None:
+def strided_constant(b: Expr, extents: tuple[int, ...], constants: Mapping[str, Array]) -> Array | None:
     """A plain load with an affine address, as a strided view."""
     if not isinstance(b, Load):
         return None

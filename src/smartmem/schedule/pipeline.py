@@ -21,7 +21,9 @@ from smartmem.kernel.stage import Kernel, Stage, inline, tensors_read
 from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
 from smartmem.schedule.flatten import Flat, N, flatten
-from smartmem.schedule.operand_a import pack_operand
+from smartmem.schedule.groups import side_by_side
+from smartmem.schedule.operand_a import batch_step, pack_operand, walk_of
+from smartmem.schedule.operand_b import is_dynamic
 from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, permuted
 from smartmem.schedule.tiling import Tiling, tile_rows
 
@@ -55,7 +57,14 @@ class Place:
 
 @dataclass
 class Pipeline:
-    """Everything the emitter knows of one kernel."""
+    """Everything the emitter knows of one kernel.
+
+    Attributes:
+        contracted: names of the stages that are contractions.
+        group_size: columns of one group where several batch entries lie side by side in a vector (see `groups`), or 0.
+        shared_step: by how many floats operand A moves from one batch entry to the next where all entries use the same
+            row pointers; a task then takes its rows through a range of entries. None: each entry has its own.
+    """
 
     kernel: Kernel
     stages: list[Stage]
@@ -68,12 +77,15 @@ class Pipeline:
     flats: dict[str, Flat] = field(default_factory=dict)
     constants: Mapping[str, Array] = field(default_factory=dict)
     tiling: Tiling = field(default_factory=lambda: Tiling(1, 1, 1))
+    contracted: frozenset[str] = frozenset()
+    group_size: int = 0
+    shared_step: int | None = None
     scratch: int = 0
     support: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def is_contraction(self, stage: Stage) -> bool:
-        return is_contraction(stage, self.rows)
+        return stage.name in self.contracted
 
     def contractions(self) -> list[Stage]:
         return [s for s in self.stages if self.is_contraction(s)]
@@ -102,21 +114,28 @@ def prepare(
 ) -> Pipeline:
     rows = kernel.rows
     assert rows is not None
-    kernel = _batch_first(kernel, rows)
-    batch = len(_batch_axes(kernel, rows))
-    stages = _stage_operands(_inline_single(kernel.stages, rows), storages, batch, rows)
-    pipeline = Pipeline(kernel, stages, batch, rows, storages, target)
+    kernel = batch_first(kernel, rows)
+    batch = len(batch_axes(kernel, rows))
+    contracted = frozenset(s.name for s in kernel.stages if is_contraction(s, rows))
+    groups = side_by_side(kernel, batch, storages, target, constants)
+    if groups is not None:
+        kernel, stages = groups.kernel, groups.kernel.stages
+    else:
+        stages = _stage_operands(_inline_single(kernel.stages, rows), storages, batch, rows)
+    pipeline = Pipeline(kernel, stages, batch, rows, storages, target, contracted=contracted)
+    pipeline.group_size = groups.size if groups is not None else 0
     for stage in stages:
         pipeline.flats[stage.name] = flatten(stage, batch, rows, pipeline.is_contraction(stage))
     pipeline.regions = _regions(pipeline)
     pipeline.constants = constants
+    pipeline.shared_step = _shared_step(pipeline)
     note_divisions(pipeline)
     pipeline.tiling = _tiling(pipeline)
     _place(pipeline)
     return pipeline
 
 
-def _batch_axes(kernel: Kernel, rows: int) -> list[int]:
+def batch_axes(kernel: Kernel, rows: int) -> list[int]:
     """Row axes that a B operand depends on."""
     used: set[int] = set()
     for stage in kernel.stages:
@@ -127,9 +146,9 @@ def _batch_axes(kernel: Kernel, rows: int) -> list[int]:
     return sorted(used)
 
 
-def _batch_first(kernel: Kernel, rows: int) -> Kernel:
+def batch_first(kernel: Kernel, rows: int) -> Kernel:
     """The same kernel with its batch axes before its other row axes."""
-    batch = _batch_axes(kernel, rows)
+    batch = batch_axes(kernel, rows)
     order = (*batch, *(k for k in range(rows) if k not in batch))
     if order == tuple(range(rows)):
         return kernel
@@ -209,6 +228,14 @@ def _is_epilogue(pipeline: Pipeline, number: int) -> bool:
     )
 
 
+def _shared_step(pipeline: Pipeline) -> int | None:
+    """`Pipeline.shared_step`: for one contraction with constant weights that reads A from memory, and its epilogue."""
+    first = pipeline.regions[0].contraction
+    if pipeline.batches == 1 or len(pipeline.regions) > 1 or first is None or is_dynamic(first, pipeline.constants):
+        return None
+    return batch_step(walk_of(pipeline, first), pipeline.batches)
+
+
 def _tiling(pipeline: Pipeline) -> Tiling:
     """Rows per tile and tiles per block: a block's A operands and local tensors stay in half of L2.
 
@@ -219,13 +246,16 @@ def _tiling(pipeline: Pipeline) -> Tiling:
     height = pipeline.height
     if not contracted:
         return Tiling(height, 1, min(32, height))
-    rows = tile_rows(pipeline.target, height, max(pipeline.flats[s.name].columns for s in contracted))
+    columns = [pipeline.flats[s.name].columns for s in contracted]
+    rows = tile_rows(pipeline.target, height, columns, pipeline.group_size)
     count = -(-height // rows)
     depth = max(math.prod(s.reduce) for s in contracted)
     local = sum(pipeline.flats[s.name].columns for s in pipeline.stages[:-1] if s.shape[pipeline.rows :])
     fitting = pipeline.target.l2 // 2 // (4 * (depth + local)) // rows
-    wanted = -(-TALL_BLOCK // rows) if height >= TALL and not _is_attention(pipeline) else count
-    return Tiling(height, rows, max(1, min(fitting, wanted, count)))
+    in_blocks = (height >= TALL and not _is_attention(pipeline)) or pipeline.shared_step is not None
+    wanted = -(-TALL_BLOCK // rows) if in_blocks else count
+    group = max(1, min(fitting, wanted, count))
+    return Tiling(height, rows, -(-count // -(-count // group)))
 
 
 TALL, TALL_BLOCK = 512, 56

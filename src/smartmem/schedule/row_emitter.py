@@ -82,7 +82,7 @@ class RowEmitter:
                 rest = f"t / {task.column_chunks}"
             if p.batches > 1:
                 inner = f"({rest})" if "/" in rest else rest
-                w.line(f"const long b = {inner if task.row_chunks == 1 else f'{inner} / {task.row_chunks}'};")
+                self._entries(inner if task.row_chunks == 1 else f"{inner} / {task.row_chunks}")
             chunk = "0" if task.row_chunks == 1 else f"{f'({rest})' if '/' in rest else rest} % {task.row_chunks}"
             tiling = p.tiling
             w.line(f"const long low = {chunk if chunk == '0' else f'{chunk} * {task.chunk}'};")
@@ -100,6 +100,15 @@ class RowEmitter:
                         emit_contraction(self, region.contraction, region.stages)
                     else:
                         self.row_region(region.stages)
+
+    def _entries(self, chunk: str) -> None:
+        """Declares the batch entry of the task, or its range [b0, b1) of entries that share row pointers."""
+        batches, entries, w = self.pipeline.batches, self.task.entries, self.writer
+        if self.pipeline.shared_step is None:
+            w.line(f"const long b = {chunk};")
+            return
+        w.line(f"const long b0 = {'0' if entries == batches else f'({chunk}) * {entries}'};")
+        w.line(f"const long b1 = b0 + {entries} < {batches} ? b0 + {entries} : {batches};")
 
     def context(self, flat: Flat, lane: Lane | None, row: str = "m", column: str = "n") -> Context:
         """Names for a flat stage; local tensors are read from where `place` put them."""

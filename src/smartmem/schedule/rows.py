@@ -102,9 +102,8 @@ def _emit(pipeline: Pipeline) -> KernelCode:
     emitter = RowEmitter(pipeline, writer, pointers, arguments, packed, task)
     emitter.function()
     family = _family(pipeline)
-    tasks = pipeline.batches * task.row_chunks * task.column_chunks
     return KernelCode(
-        writer.text(), arguments.buffers, tasks, 1, 4 * pipeline.scratch, packed.weights, family,
+        writer.text(), arguments.buffers, task.count, 1, 4 * pipeline.scratch, packed.weights, family,
         pipeline.notes, pipeline.support,
     )  # fmt: skip
 

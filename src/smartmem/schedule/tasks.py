@@ -16,12 +16,18 @@ TASK_WORK = 1 << 17  # operations that are worth a task of their own
 
 @dataclass(frozen=True)
 class Task:
-    """How tasks divide the work: batch entries x chunks of `chunk` row tiles x chunks of `span` columns."""
+    """How tasks divide the work: ranges of `entries` batch entries x chunks of `chunk` row tiles x `span` columns."""
 
+    batch_chunks: int
+    entries: int
     row_chunks: int
     chunk: int
     column_chunks: int
     span: int
+
+    @property
+    def count(self) -> int:
+        return self.batch_chunks * self.row_chunks * self.column_chunks
 
 
 def divide_work(pipeline: Pipeline, width: int) -> Task:
@@ -46,12 +52,15 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         chunk = -(-chunk // tiling.group) * tiling.group
     chunks = -(-tiling.count // chunk)
     columns, span = 1, width
+    if pipeline.shared_step is not None:
+        ranges, entries = _column_chunks(batches, _missing(chunks, wanted))
+        return Task(ranges, entries, chunks, chunk, columns, span)
     if len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic:
         missing = _missing(chunks * batches, wanted)
         panel = tile_columns(pipeline.target, width)
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
-    return Task(chunks, chunk, columns, span)
+    return Task(batches, 1, chunks, chunk, columns, span)
 
 
 def _missing(tasks: int, wanted: int) -> int:

@@ -6,18 +6,38 @@ from dataclasses import dataclass
 
 from smartmem.schedule.code import Target
 
+FEWEST_ROWS = 4  # rows that a tile must have for loads of B to hide behind its arithmetic
+
 
 def tile_columns(target: Target, columns: int) -> int:
-    """Columns of the register tile: a few vectors, one where there are no more columns."""
-    if columns <= target.lanes:
+    """Columns of the register tile: two vectors (four short ones), or as many as avoid an eighth of padding."""
+    needed = -(-columns // target.lanes)
+    if needed == 1:
         return target.lanes
-    return target.lanes * (4 if target.lanes == 4 and target.registers >= 32 else 2)
+    usual = 4 if target.lanes == 4 and target.registers >= 32 else 2
+    others = [v for v in (3, 5) if _most_rows(target, v) >= FEWEST_ROWS]
+    best = min([usual, *others], key=lambda v: _padded(needed, v))
+    return target.lanes * (best if _padded(needed, best) * 8 <= _padded(needed, usual) * 7 else usual)
 
 
-def tile_rows(target: Target, height: int, columns: int) -> int:
-    """Rows of the register tile: as many accumulators as registers allow, in tiles of (nearly) equal height."""
-    vectors = tile_columns(target, columns) // target.lanes
-    most = min(14, (target.registers - vectors - 1) // vectors)
+def _padded(needed: int, vectors: int) -> int:
+    return -(-needed // vectors) * vectors
+
+
+def _most_rows(target: Target, vectors: int) -> int:
+    """Rows of a tile of `vectors` vectors: as many accumulators as registers allow."""
+    return min(14, (target.registers - vectors - 1) // vectors)
+
+
+def tile_rows(target: Target, height: int, columns: list[int], group_size: int) -> int:
+    """Rows of the register tile of contractions with these columns, in tiles of (nearly) equal height.
+
+    A grouped tile (`group_size` > 0) has as many accumulators per row as a group has columns.
+    """
+    if group_size:
+        most = (target.registers - 1) // (group_size + 1)
+    else:
+        most = min(_most_rows(target, tile_columns(target, n) // target.lanes) for n in columns)
     return -(-height // -(-height // most))
 
 

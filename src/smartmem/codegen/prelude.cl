@@ -1,0 +1,110 @@
+/* What generated kernels are written in: the vocabulary of smartmem's expressions, in OpenCL C 1.2. */
+#ifdef cl_khr_fp64
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#else
+#define double float
+#endif
+#pragma OPENCL FP_CONTRACT ON
+
+__constant sampler_t sm_texel = CLK_NORMALIZED_COORDS_FALSE | CLK_ADDRESS_NONE | CLK_FILTER_NEAREST;
+
+typedef char int8_t;
+typedef uchar uint8_t;
+typedef short int16_t;
+typedef ushort uint16_t;
+typedef int int32_t;
+typedef uint uint32_t;
+typedef long int64_t;
+typedef ulong uint64_t;
+typedef float4 f32v;
+typedef int4 i32v;
+
+#define sm_splat(x) ((float4)(x))
+#define sm_splat_i(x) ((int4)(x))
+#define sm_iota_f() ((float4)(0.0f, 1.0f, 2.0f, 3.0f))
+#define sm_select(mask, a, b) select((b), (a), (mask))
+#define sm_select_i(mask, a, b) (((mask) & (a)) | (~(mask) & (b)))
+#define sm_any4(a, b, c, d) ((float4)(a, b, c, d))
+
+/* Maxima and minima that keep a NaN of either operand. */
+#define sm_maxs(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
+#define sm_mins(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
+#define sm_maxd sm_maxs
+#define sm_mind sm_mins
+inline float4 sm_max(float4 a, float4 b) { return select(b, a, (a > b) | isnan(a)); }
+inline float4 sm_min(float4 a, float4 b) { return select(b, a, (a < b) | isnan(a)); }
+
+inline float sm_get(float4 v, int lane) {
+    const float2 half_ = lane < 2 ? v.xy : v.zw;
+    return (lane & 1) ? half_.y : half_.x;
+}
+/* The nearest halves, still as floats (ties to even): what is stored then needs no rounding. */
+inline float4 sm_round_half(float4 v) {
+    const uint4 bits = as_uint4(v), rounded = (bits + 0xfffu + ((bits >> 13) & 1u)) & 0xffffe000u;
+    return select(v, as_float4(rounded), fabs(v) < 65520.0f);
+}
+inline float sm_dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+inline float sm_sum4(float4 v) { return (v.x + v.y) + (v.z + v.w); }
+inline float sm_prod4(float4 v) { return (v.x * v.y) * (v.z * v.w); }
+inline float sm_max4(float4 v) { return sm_maxs(sm_maxs(v.x, v.y), sm_maxs(v.z, v.w)); }
+inline float sm_min4(float4 v) { return sm_mins(sm_mins(v.x, v.y), sm_mins(v.z, v.w)); }
+
+/* --check: a coordinate, or 0 if it is out of range; the first such one is kept as (count, check, coordinate, extent). */
+inline int sm_check(__global int *check, int number, int where, int extent) {
+    if (where >= 0 && where < extent) return where;
+    if (atomic_inc(check) == 0) { check[1] = number; check[2] = where; check[3] = extent; }
+    return 0;
+}
+
+/* Functions of floats: s scalar, v vector, d double. */
+#define SM_UNARY(name, function) \
+    inline float sm_##name##s(float x) { return function(x); } \
+    inline float4 sm_##name##v(float4 x) { return function(x); }
+SM_UNARY(abs, fabs) SM_UNARY(exp, exp) SM_UNARY(log, log) SM_UNARY(sqrt, sqrt) SM_UNARY(sin, sin) SM_UNARY(cos, cos)
+SM_UNARY(tan, tan) SM_UNARY(asin, asin) SM_UNARY(acos, acos) SM_UNARY(atan, atan) SM_UNARY(sinh, sinh)
+SM_UNARY(cosh, cosh) SM_UNARY(tanh, tanh) SM_UNARY(asinh, asinh) SM_UNARY(acosh, acosh) SM_UNARY(atanh, atanh)
+SM_UNARY(floor, floor) SM_UNARY(ceil, ceil) SM_UNARY(round, rint) SM_UNARY(trunc, trunc)
+inline float sm_sigmoids(float x) { return 1.0f / (1.0f + exp(-x)); }
+inline float4 sm_sigmoidv(float4 x) { return 1.0f / (1.0f + exp(-x)); }
+inline float4 sm_recipv(float4 x) { return 1.0f / x; }
+
+SM_UNARY(erf, erf) SM_UNARY(erfc, erfc)
+inline float sm_pows(float a, float b) { return pow(a, b); }
+inline float4 sm_powv(float4 a, float4 b) { return pow(a, b); }
+inline float sm_fmods(float a, float b) { return fmod(a, b); }
+inline float4 sm_fmodv(float4 a, float4 b) { return fmod(a, b); }
+inline float sm_mods(float a, float b) { const float r = fmod(a, b); return r != 0 && (r < 0) != (b < 0) ? r + b : r; }
+inline float4 sm_modv(float4 a, float4 b) {
+    return (float4)(sm_mods(a.x, b.x), sm_mods(a.y, b.y), sm_mods(a.z, b.z), sm_mods(a.w, b.w));
+}
+#ifdef cl_khr_fp64
+#define SM_DOUBLE(name, function) inline double sm_##name##d(double x) { return function(x); }
+SM_DOUBLE(abs, fabs) SM_DOUBLE(exp, exp) SM_DOUBLE(log, log) SM_DOUBLE(sqrt, sqrt) SM_DOUBLE(sin, sin)
+SM_DOUBLE(cos, cos) SM_DOUBLE(tanh, tanh) SM_DOUBLE(erf, erf) SM_DOUBLE(floor, floor) SM_DOUBLE(ceil, ceil)
+SM_DOUBLE(round, rint) SM_DOUBLE(trunc, trunc)
+inline double sm_powd(double a, double b) { return pow(a, b); }
+#endif
+
+/* Integers, as ONNX says. */
+inline int64_t sm_idiv(int64_t a, int64_t b) { return b == 0 ? 0 : a / b; }
+inline int64_t sm_irem(int64_t a, int64_t b) { return b == 0 ? 0 : a % b; }
+inline int64_t sm_imod(int64_t a, int64_t b) {
+    if (b == 0) return 0;
+    const int64_t r = a % b;
+    return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+inline uint64_t sm_umod(uint64_t a, uint64_t b) { return b == 0 ? 0 : a % b; }
+inline int64_t sm_sar(int64_t a, int64_t b) { return b > 63 ? (a < 0 ? -1 : 0) : a >> b; }
+inline int64_t sm_shl(int64_t a, int64_t b) { return b > 63 ? 0 : (int64_t)((uint64_t)a << b); }
+inline uint64_t sm_shr(uint64_t a, uint64_t b) { return b > 63 ? 0 : a >> b; }
+inline int64_t sm_ipow(int64_t a, int64_t b) {
+    int64_t r = 1;
+    if (b < 0) return a == 1 ? 1 : a == -1 ? (b & 1 ? -1 : 1) : 0;
+    for (; b; b >>= 1, a *= a) if (b & 1) r *= a;
+    return r;
+}
+inline int64_t sm_to_i64(double x) { return convert_long_sat(x); }
+/* An entry of an index tensor: negative counts from the end, clamped. */
+inline int sm_index(int64_t entry, int extent) {
+    return (int)clamp(entry < 0 ? entry + extent : entry, (int64_t)0, (int64_t)(extent - 1));
+}

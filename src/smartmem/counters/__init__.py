@@ -1,0 +1,1 @@
+"""Modelled counters: what kernels load and store, through a model of a device's caches. Nothing here is measured."""

@@ -1,0 +1,98 @@
+"""Build a program's OpenCL C for a device, or take the binaries from the cache.
+
+In: a `DeviceProgram`. Out: one built pyopencl program per source file. A binary is kept under the device, its driver,
+the build options and the whole source, so a second start compiles nothing and a new driver compiles again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from smartmem.device import Device
+from smartmem.errors import CompilerError
+from smartmem.runtime.cache import Cache
+from smartmem.runtime.opencl.loader import pyopencl
+from smartmem.runtime.opencl.program import DeviceProgram
+
+Progress = Callable[[str, int, int], None]
+_LOG_LINES = 3  # of a driver's log, in an error
+
+
+class Builder:
+    """Builds sources for one device.
+
+    Attributes:
+        compiled: how many sources the driver's compiler has seen (the others came from the cache).
+    """
+
+    def __init__(self, context: Any, handle: Any, device: Device, options: str, cache: Cache) -> None:
+        self._context = context
+        self._handle = handle
+        self._device = device
+        self._options = options
+        self._cache = cache
+        self.compiled = 0
+
+    def build_all(self, program: DeviceProgram, progress: Progress | None = None) -> dict[str, Any]:
+        """A built pyopencl program for each of `program.sources`.
+
+        Raises:
+            CompilerError: the driver refuses a source; the message names a copy of it.
+        """
+        built: dict[str, Any] = {}
+        total = len(program.sources)
+        with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            warnings.simplefilter("ignore")  # compilers' remarks are no news for the user
+            futures = {pool.submit(self.build, name, text): name for name, text in program.sources.items()}
+            try:
+                for future in as_completed(futures):
+                    built[futures[future]] = future.result()
+                    if progress is not None:
+                        progress("compile", len(built), total)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return built
+
+    def build(self, name: str, text: str) -> Any:
+        """One source, built."""
+        key = json.dumps([self._device.name, self._device.driver, self._device.version, self._options, text])
+        if (found := self._cache.find("opencl", key, ".bin")) and (program := self._from_binary(found.read_bytes())):
+            return program
+        self.compiled += 1
+        program = self._from_source(name, text, key)
+        binary = program.get_info(pyopencl().program_info.BINARIES)[0]
+        if binary:
+            self._cache.add("opencl", key, ".bin", bytes(binary))
+        return program
+
+    def _from_binary(self, binary: bytes) -> Any:
+        """A built program, or None if the driver does not take the binary (any more)."""
+        cl = pyopencl()
+        try:
+            return cl.Program(self._context, [self._handle], [binary]).build(self._options, [self._handle])
+        except cl.Error:
+            return None
+
+    def _from_source(self, name: str, text: str, key: str) -> Any:
+        cl = pyopencl()
+        program = cl.Program(self._context, text)
+        _ = program.int_ptr  # made now, so that pyopencl does not look into a cache of its own
+        try:
+            return program.build(self._options, [self._handle])
+        except cl.Error as error:
+            kept = self._cache.add("failed", key, ".cl", text.encode())
+            log = program.get_build_info(self._handle, cl.program_build_info.LOG) or str(error)
+        raise CompilerError(f"{self._device.name} refuses {name}, kept as {kept}: {_first_lines(log)}")
+
+
+def _first_lines(log: str) -> str:
+    """The errors of a build log, in one line."""
+    lines = [" ".join(line.split()) for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()] or lines
+    return " | ".join(errors[:_LOG_LINES]) or "no log"

@@ -1,0 +1,52 @@
+"""The last word on texture or buffer: the placements of a model, measured on the device.
+
+A cost model places each tensor (`passes.place`), but what textures gain depends on how a whole model shares the caches.
+Level `full` with ``memory="auto"`` on a GPU therefore times the model as the cost model places it, all in buffers, and
+all in textures, and keeps the fastest.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from smartmem.device import Device, Memory
+from smartmem.runtime.arrays import dtype_of
+from smartmem.runtime.cache import Cache
+from smartmem.runtime.opencl.model import DeviceModel
+from smartmem.runtime.opencl.program import DeviceProgram
+
+PLACEMENTS: Sequence[Memory] = ("auto", "buffer", "texture")
+WARM_UP, REPEATS = 3, 15
+
+
+def fastest(
+    build: Callable[[Memory], DeviceProgram],
+    device: Device,
+    cache: Cache,
+    progress: Callable[[str, int, int], None] | None,
+) -> DeviceModel:
+    """The fastest of the placements; its report says what each took, in seconds (``placements``)."""
+    best: tuple[float, DeviceModel] | None = None
+    times: dict[str, float] = {}
+    seen: list[dict[str, str]] = []
+    for memory in PLACEMENTS:
+        program = build(memory)
+        nothing = {spec.name: np.zeros(spec.shape or (), dtype_of(spec.dtype)) for spec in program.inputs}
+        if program.sources in seen:  # the same kernels: nothing to choose
+            continue
+        seen.append(program.sources)
+        model = DeviceModel(program, device, cache=cache, progress=progress)
+        model.bench(WARM_UP, nothing)
+        times[memory] = statistics.median(model.bench(REPEATS))
+        if best is None or times[memory] < best[0]:
+            if best is not None:
+                best[1].close()
+            best = (times[memory], model)
+        else:
+            model.close()
+    assert best is not None
+    best[1].program.report["placements"] = times
+    return best[1]

@@ -1,0 +1,114 @@
+"""Which device schedule computes a kernel, and which kernels fusion may make for a device.
+
+row pipelines   contraction, attention, row reduction   (`contraction`, `attention`, `rows`)
+nests           pointwise, window, reduction, fallback  (`nest`)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from smartmem.codegen.c_expr import Lane
+from smartmem.errors import CompilerError
+from smartmem.index.substitute import substitute
+from smartmem.kernel.stage import Kernel
+from smartmem.layout.memory import LANES
+from smartmem.passes.backend import Backend
+from smartmem.schedule import nest as cpu_nest
+from smartmem.schedule import rows as cpu_rows
+from smartmem.schedule.flatten import B, M, N, digits
+from smartmem.schedule.gpu import attention, contraction, loops, matrix, nest, rows, tile
+from smartmem.schedule.gpu.code import DeviceCode, DeviceTarget, Storages
+from smartmem.schedule.operand_b import b_tensors
+from smartmem.schedule.pipeline import batch_axes, batch_first
+from smartmem.schedule.roles import is_contraction
+
+Array = np.ndarray[Any, Any]
+
+
+def schedulable(kernel: Kernel, constants: set[str], target: DeviceTarget) -> str:
+    """ "" if a device schedule computes the kernel well, else the reason."""
+    if kernel.rows is None:
+        return "" if cpu_nest.accepts(kernel) else "the stages have different axes"
+    reason = cpu_rows.accepts(kernel)
+    if reason:
+        return reason
+    contracted = [s for s in kernel.stages if is_contraction(s, kernel.rows)]
+    if not contracted:
+        return ""
+    last = kernel.stages.index(contracted[-1])
+    constant = not set(b_tensors(contracted[-1])) - constants
+    if len(contracted) == 1 and not any(s.reduce for s in kernel.stages[:last]):
+        after = kernel.stages[last + 1 :]
+        if any(s.reduce or s.shape != contracted[0].shape for s in after):
+            return "a tile of the product does not hold whole rows"
+        if any(load.index != s.space() for s in after for load in s.loads() if load.tensor in kernel.local()):
+            return "a stage reads other columns of the product"
+        return ""
+    if constant:
+        return "every column tile of the product would compute its rows again"
+    parts = attention.take_apart(kernel)
+    if isinstance(parts, str):
+        return parts
+    width = math.prod(parts.scores[-1].shape[kernel.rows :]) if parts.scores else 0
+    if not attention.block_rows(width, 4, target.device):
+        return f"rows of {width} scores do not fit into {target.device.local_memory} bytes of local memory"
+    return ""
+
+
+def backend_of(target: DeviceTarget) -> Backend:
+    """The device as the passes see it."""
+    device = target.device
+
+    def predict(batch: int, m: int, n: int, k: int) -> float:
+        if target.half and device.matrix_units and min(m, n) >= 8 and k >= 16:
+            return matrix.predicted(matrix.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
+        return tile.predicted(tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
+
+    return Backend(
+        lambda kernel, constants: schedulable(kernel, constants, target),
+        True,
+        predict if device.kind == "gpu" else None,
+    )
+
+
+def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants: Mapping[str, Array]) -> DeviceCode:
+    """OpenCL C of a kernel."""
+    if kernel.rows is None:
+        if not cpu_nest.accepts(kernel):
+            raise CompilerError(f"no schedule accepts kernel {kernel.tensor}; please report this")
+        return nest.schedule(kernel, storages, target)
+    contracted = [s for s in kernel.stages if is_contraction(s, kernel.rows)]
+    if not contracted:
+        return rows.schedule(kernel, storages, target)
+    last = kernel.stages.index(contracted[-1])
+    if len(contracted) == 2 or any(s.reduce for s in kernel.stages[:last]):
+        return attention.schedule(kernel, storages, target)
+    return contraction.schedule(kernel, storages, target, constants)
+
+
+def stores_texels(kernel: Kernel, storages: Storages) -> bool:
+    """Whether the kernel can store its output, which lies in a texture, in whole texels."""
+    if kernel.rows is None:
+        found = loops.build(kernel, storages)
+        return len(found.store) == 3 and loops.choose_lane(found, kernel) is not None
+    rows_, columns = kernel.rows, math.prod(kernel.output.shape[kernel.rows :])
+    contracted = [s for s in kernel.stages if is_contraction(s, rows_)]
+    if contracted:
+        kernel = batch_first(kernel, rows_)
+        batch = len(batch_axes(kernel, rows_))
+    else:
+        batch = 0
+    shape = kernel.output.shape
+    extents = (math.prod(shape[:batch]), math.prod(shape[batch:rows_]), columns)
+    space = (*digits(B, shape[:batch]), *digits(M, shape[batch:rows_]), *digits(N, shape[rows_:]))
+    place = storages[kernel.tensor].access(tuple(substitute(c, space, shape) for c in kernel.store_coords()))
+    for axis in (N, M) if contracted else (N,):
+        lane = Lane(axis, extents[axis], LANES)
+        if lane.extent % LANES == 0 and loops.ease(place, lane) == 1:
+            return True
+    return False

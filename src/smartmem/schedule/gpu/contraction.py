@@ -1,0 +1,356 @@
+"""Contractions on a device: matrix products, convolutions and their batched and grouped forms, with what is fused on.
+
+In: a row pipeline of one contraction, pointwise producers in its operands' loads, pointwise stages behind it. Out:
+OpenCL C of a tiled kernel (`tile`). Constant operands B are packed at compile time as [batch][k][n].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from smartmem.codegen.c_expr import Lane, Value, lane_free
+from smartmem.codegen.c_index import Axes
+from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
+from smartmem.codegen.cl_memory import Bounds, MemoryAccess, checked
+from smartmem.codegen.writer import Writer
+from smartmem.errors import CompilerError
+from smartmem.index.lin import Lin
+from smartmem.index.substitute import substitute
+from smartmem.kernel.expr import Choose, Expr, Load, walk
+from smartmem.kernel.stage import Kernel, Stage, tensors_read, without
+from smartmem.layout.memory import LANES
+from smartmem.schedule.flatten import B, K, M, N, digits, flatten
+from smartmem.schedule.gpu import matrix
+from smartmem.schedule.gpu.code import (
+    Arguments,
+    DeviceCode,
+    DeviceTarget,
+    Storages,
+    context_of,
+    memories_of,
+    new_writer,
+    placed,
+)
+from smartmem.schedule.gpu.loops import ease
+from smartmem.schedule.gpu.nest import reader, store
+from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack
+from smartmem.schedule.gpu.sweeps import of_tile, packed
+from smartmem.schedule.gpu.tile import ALIGNED, PAD, Staged, Stager, Tile, choose_tile, multiply, staged
+from smartmem.schedule.pipeline import batch_axes, batch_first
+from smartmem.schedule.roles import is_contraction
+
+Array = np.ndarray[Any, Any]
+
+
+def with_producers_inlined(stages: list[Stage], contraction: Stage) -> list[Stage]:
+    """Pointwise stages before the contraction, computed in its operands' loads."""
+    before = stages[: stages.index(contraction)]
+    for stage in before:
+        if stage.reduce:
+            raise CompilerError(f"{stage.name} reduces before the contraction {contraction.name}; please report this")
+    return without(stages, [s.name for s in before])
+
+
+def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants: Mapping[str, Array]) -> DeviceCode:
+    """OpenCL C of a kernel with one contraction."""
+    rows = kernel.rows
+    assert rows is not None
+    kernel = batch_first(kernel, rows)
+    batch = len(batch_axes(kernel, rows))
+    first = next(s for s in kernel.stages if is_contraction(s, rows))
+    stages = with_producers_inlined(kernel.stages, first)
+    kernel = Kernel(stages, kernel.tensor, kernel.shape, kernel.store, rows, kernel.notes)
+    local = kernel.local()
+    product = flatten_product(stages[0], batch, rows, storages, local)
+    on_matrix_units = target.half and target.tuned and matrix.accepts(product, target.device)
+    if on_matrix_units:  # which take halves: what is stored in float may be too large
+        read = {*tensors_read(product.a), *tensors_read(product.b)} - set(constants)
+        on_matrix_units = all(storages[name].stored == np.float16 for name in read)
+    batches, m, n, _ = product.extents
+    constant = is_constant(product, constants)
+    names = {t for s in stages[1:] for t in tensors_read(s.body)} | set(tensors_read(product.a))
+    names |= set() if constant else set(tensors_read(product.b))
+    arguments, w = Arguments(storages, target.check), new_writer()
+    memories = memories_of(kernel, arguments, [t for t in kernel.inputs() if t in names])
+    context = context_of(Axes({B: "b", M: "m", N: "n", K: "k"}, product.extents), memories, storages)
+    coords = tuple(substitute(c, _space(kernel, batch, rows), kernel.output.shape) for c in kernel.store_coords())
+    tail = [placed_stage(stage, batch, rows, storages, local) for stage in stages[1:]]
+    job = Job(product, arguments, context, tail, storages[kernel.tensor].access(coords), memories[kernel.tensor])
+    operands = placed(product.a, storages, local), None if constant else placed(product.b, storages, local)
+    emit = _matrix_tile if on_matrix_units else _tile
+    note, items, (rows_, columns), weights = emit(w, job, operands, constants, target)
+    shape = (-(-n // columns) * items, -(-m // rows_), batches)
+    return DeviceCode(
+        w.text(), arguments.parameters, arguments.slots, shape, (items, 1, 1), weights, "contraction", [note],
+        matrix.PTX if on_matrix_units else "", arguments.sweeps, arguments.checks,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both kinds of tiles need of a kernel."""
+
+    product: Product
+    arguments: Arguments
+    context: DeviceContext
+    tail: list[tuple[Stage, Expr]]
+    place: tuple[Lin, ...]
+    memory: MemoryAccess
+
+    @property
+    def name(self) -> str:
+        return self.product.flat.name
+
+
+Emitted = tuple[str, int, tuple[int, int], dict[str, Array]]  # note, work-items, tile, packed weights
+
+
+def _corner(w: Writer, rows: int, columns: int) -> None:
+    w.line("const int item = get_local_id(0);")
+    w.line(f"const int n0 = (int)get_group_id(0) * {columns}, m0 = (int)get_group_id(1) * {rows};")
+    w.line("const int b = get_group_id(2);")
+
+
+def _tile(
+    w: Writer, job: Job, operands: tuple[Expr, Expr | None], constants: Mapping[str, Array], target: DeviceTarget
+) -> Emitted:
+    """A tile on the ordinary units."""
+    product, weights = job.product, dict[str, Array]()
+    batch, m, n, k = product.extents
+    tile = choose_tile(batch, m, n, k, target.device)
+    a = staged("A", M, product.extents, tile.rows, tile.rows + PAD, operands[0])
+    packed_b = None
+    if operands[1] is None:
+        slot = f"{job.name}.packed"
+        weights[slot] = pack(product, constants).astype(np.float16 if target.half else np.float32)
+        pointer = job.arguments.buffer(slot, "half" if target.half else "float")
+        right = packed_operand(weights[slot], pointer, tile, job.arguments.bounds(slot, address=weights[slot].size))
+        packed_b = packed(slot, weights[slot].shape, weights[slot].itemsize)
+    else:
+        right = staged("B", N, product.extents, tile.columns, tile.columns, operands[1])
+    w.line(f"__local float A[{tile.depth * (tile.rows + PAD)}] {ALIGNED};")
+    w.line(f"__local float B[{tile.depth * tile.columns}] {ALIGNED};")
+    _corner(w, tile.rows, tile.columns)
+    declare_team(w, tile)
+    accumulate(w, tile, a, right, job.context, product.extents[K])
+    if tile.slices > 1:
+        w.line(f"__local float4 parts[{parts_size(tile)}];")
+        add_slices(w, tile)
+        w.line("if (slice > 0) return;")
+    finish(w, tile, product.extents, job.name, job.tail, job.context, job.memory, job.place)
+    bodies = [body for _, body in job.tail]
+    lane = epilogue_lane(product.extents, bodies, job.place, tile.height)
+    job.arguments.sweeps += of_tile(
+        tile, product.extents, (a, right), packed_b, bodies, lane, job.place, job.arguments.storages,
+        job.arguments.written,
+    )  # fmt: skip
+    note = f"tile {tile.rows}x{tile.columns}x{tile.depth}, {tile.height}x{tile.width} per work-item"
+    note += f", {tile.slices} slices" if tile.slices > 1 else ""
+    return note, tile.items, (tile.rows, tile.columns), weights
+
+
+def _matrix_tile(
+    w: Writer, job: Job, operands: tuple[Expr, Expr | None], constants: Mapping[str, Array], target: DeviceTarget
+) -> Emitted:
+    """A tile on matrix units."""
+    product, weights = job.product, dict[str, Array]()
+    batch, m, n, k = product.extents
+    tile = matrix.choose_tile(batch, m, n, k, target.device)
+    a = staged("A", M, product.extents, tile.rows, 0, operands[0])
+    right: Staged | matrix.PackedB
+    if operands[1] is None:
+        slot = f"{job.name}.packed"
+        weights[slot] = matrix.pack_matrix(product, constants)
+        bounds = job.arguments.bounds(slot, address=weights[slot].size)
+        right = matrix.PackedB(job.arguments.buffer(slot, "half"), *weights[slot].shape, bounds)
+    else:
+        right = staged("B", N, product.extents, tile.columns, 0, operands[1])
+    _corner(w, tile.rows, tile.columns)
+    matrix.accumulate(w, tile, a, right, job.context, product.extents[K])
+    finish_staged(w, tile, product.extents, job)
+    return (
+        f"tile {tile.rows}x{tile.columns}x{tile.depth} on matrix units",
+        tile.items,
+        (tile.rows, tile.columns),
+        weights,
+    )
+
+
+def _space(kernel: Kernel, batch: int, rows: int) -> tuple[Lin, ...]:
+    """The axes of the last stage over (b, m, n)."""
+    shape = kernel.output.shape
+    return (*digits(B, shape[:batch]), *digits(M, shape[batch:rows]), *digits(N, shape[rows:]))
+
+
+def placed_stage(stage: Stage, batch: int, rows: int, storages: Storages, local: set[str]) -> tuple[Stage, Expr]:
+    """A pointwise stage behind a contraction, over (b, m, n), with places."""
+    return stage, placed(flatten(stage, batch, rows, False).body, storages, local)
+
+
+def packed_operand(weight: Array, pointer: str, tile: Tile, bounds: Bounds | None = None) -> Staged:
+    """Operand B from packed weights: vectors along n, in place of a definition."""
+    batches, depth, width = weight.shape
+    base = f"b * {depth * width} + " if batches > 1 else ""
+    half = weight.dtype == np.float16
+
+    def load(k: str, n: str) -> str:
+        column = f"min({n}, {width - LANES})" if width % tile.columns else n
+        where = f"{pointer} + {checked(bounds, f'{base}{k} * {width} + {column}', together=LANES)}"
+        return f"vloada_half4(0, {where})" if half else f"*(const __global float4 *)({where})"
+
+    return Staged("B", N, width, tile.columns, tile.columns, None, N, None, load)
+
+
+def declare_team(w: Writer, tile: Tile) -> None:
+    """``my_m``, ``my_n``: the first row and column of this work-item in the tile; ``slice``: its team."""
+    across = tile.columns // tile.width
+    member = f"item % {tile.team}" if tile.slices > 1 else "item"
+    if tile.slices > 1:
+        w.line(f"const int slice = item / {tile.team};")
+    w.line(f"const int my_n = ({member}) % {across} * {LANES}, my_m = ({member}) / {across} * {LANES};")
+
+
+def accumulate(w: Writer, tile: Tile, a: Staged, b: Staged, context: DeviceContext, depth: int) -> None:
+    """``sum`` = the product of the tile, over all of k."""
+    left, right = Stager(w, a, tile, depth, context), Stager(w, b, tile, depth, context)
+    w.line(f"float4 sum[{tile.height}][{tile.width // LANES}];")
+    w.line("#pragma unroll")
+    with w.loop("i", tile.height):
+        w.line("#pragma unroll")
+        with w.loop("j", tile.width // LANES):
+            w.line("sum[i][j] = (float4)(0.0f);")
+    left.declare()
+    right.declare()
+    left.load("0")
+    right.load("0")
+    with w.loop("k0", depth, 0, tile.depth, reduces=True):
+        left.store()
+        right.store()
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        if depth > tile.depth:
+            with w.block(f"if (k0 + {tile.depth} < {depth})"):
+                left.load(f"k0 + {tile.depth}")
+                right.load(f"k0 + {tile.depth}")
+        multiply(w, tile, a.stride, b.stride)
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+
+
+def parts_size(tile: Tile) -> int:
+    """Vectors of local memory that `add_slices` needs."""
+    return (tile.slices - 1) * tile.rows * tile.columns // LANES
+
+
+def add_slices(w: Writer, tile: Tile) -> None:
+    """The accumulators of all teams, added up in the first one."""
+    vectors = tile.height * tile.width // LANES
+    index = f"[i * {tile.width // LANES} + j]"
+    with w.block("if (slice > 0)"):
+        w.line(f"__local float4 *const mine = parts + (item - {tile.team}) * {vectors};")
+        _each(w, tile, f"mine{index} = sum[i][j];")
+    w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+    with w.block("if (slice == 0)"), w.loop("other", tile.slices - 1):
+        w.line(f"const __local float4 *const theirs = parts + (other * {tile.team} + item) * {vectors};")
+        _each(w, tile, f"sum[i][j] += theirs{index};")
+
+
+def _each(w: Writer, tile: Tile, text: str) -> None:
+    w.line("#pragma unroll")
+    with w.loop("i", tile.height):
+        w.line("#pragma unroll")
+        with w.loop("j", tile.width // LANES):
+            w.line(text)
+
+
+def epilogue_lane(extents: tuple[int, ...], bodies: list[Expr], place: tuple[Lin, ...], height: int) -> Lane | None:
+    """Along which axis results are finished and stored four at a time: columns, rows, or none."""
+    accesses = [node for body in bodies for node in walk(body) if isinstance(node, Load) and node.index]
+    guards = [node.guards for body in bodies for node in walk(body) if isinstance(node, Choose)]
+    best: tuple[float, Lane] | None = None
+    for axis in (N, M):
+        lane = Lane(axis, extents[axis], LANES)
+        if lane.extent % LANES or (axis == M and height % LANES):
+            continue
+        stores = ease(place, lane)
+        if (len(place) == 3 and stores < 1) or not all(lane_free(g, lane) for g in guards):
+            continue
+        score = 3 * stores + sum(ease(x.index, lane) for x in accesses if len(x.index) > 0)
+        if best is None or score > best[0]:
+            best = (score, lane)
+    if best is None and len(place) == 3:
+        raise CompilerError("a texture is stored to along an axis that no tile has; please report this")
+    return best[1] if best else None
+
+
+def finish(
+    w: Writer, tile: Tile, extents: tuple[int, ...], name: str, tail: list[tuple[Stage, Expr]],
+    context: DeviceContext, memory: MemoryAccess, place: tuple[Lin, ...],
+) -> None:  # fmt: skip
+    """The stages behind the contraction on the accumulators, and the store."""
+    lane = epilogue_lane(extents, [body for _, body in tail], place, tile.height)
+    row_step, column_step = tile.rows * LANES // tile.height, tile.columns * LANES // tile.width
+    m_of, n_of = f"m0 + my_m + i / {LANES} * {row_step} + i % {LANES}", f"n0 + my_n + j * {column_step}"
+    w.line("#pragma unroll")
+    with w.loop("i", tile.height, 0, LANES if lane and lane.axis == M else 1):
+        w.line("#pragma unroll")
+        with w.loop("j", tile.width // LANES):
+            if lane is not None and lane.axis == N:
+                _finish_one(w, extents, name, tail, context, memory, place, lane, m_of, n_of, Value("sum[i][j]", True))
+            else:
+                w.line("#pragma unroll")
+                with w.loop("c", LANES):
+                    if lane is None:
+                        value = Value("sm_get(sum[i][j], c)")
+                    else:
+                        parts = ", ".join(f"sm_get(sum[i + {r}][j], c)" for r in range(LANES))
+                        value = Value(f"(float4)({parts})", True)
+                    _finish_one(w, extents, name, tail, context, memory, place, lane, m_of, f"{n_of} + c", value)
+
+
+def _three(packed: Array) -> tuple[int, int, int]:
+    batches, columns, depth = packed.shape
+    return batches, columns, depth
+
+
+def finish_staged(w: Writer, tile: matrix.MatrixTile, extents: tuple[int, ...], job: Job) -> None:
+    """The stages behind the contraction on results that lie in local memory as ``C[m][n]``, and the store."""
+    lane = epilogue_lane(extents, [body for _, body in job.tail], job.place, tile.rows)
+    stride = tile.columns + LANES
+    down, across = (LANES if lane and lane.axis == axis else 1 for axis in (M, N))
+    per = tile.columns // across
+    count = tile.rows // down * per
+    w.line("#pragma unroll")
+    with w.loop("u", -(-count // tile.items)):
+        w.line(f"const int at = item + u * {tile.items};")
+        if count % tile.items:
+            w.line(f"if (at >= {count}) break;")
+        w.line(f"const int x = at % {per} * {across}, y = at / {per} * {down};")
+        if across > 1:
+            value = Value(f"*(const __local float4 *)(C + y * {stride} + x)", True)
+        elif down > 1:
+            value = Value(f"(float4)({', '.join(f'C[(y + {r}) * {stride} + x]' for r in range(LANES))})", True)
+        else:
+            value = Value(f"C[y * {stride} + x]")
+        _finish_one(w, extents, job.name, job.tail, job.context, job.memory, job.place, lane, "m0 + y", "n0 + x", value)
+
+
+def _finish_one(
+    w: Writer, extents: tuple[int, ...], name: str, tail: list[tuple[Stage, Expr]], context: DeviceContext,
+    memory: MemoryAccess, place: tuple[Lin, ...], lane: Lane | None, m_of: str, n_of: str, value: Value,
+) -> None:  # fmt: skip
+    w.line(f"const int m = {m_of}, n = {n_of};")
+    with w.block(f"if (m < {extents[M]} && n < {extents[N]})"):
+        w.line(f"const {'float4' if value.vector else 'float'} value = {value.text};")
+        values = {name: Value("value", value.vector)}
+        local = {**context.local, **{stage.name: reader(values, stage.name) for stage, _ in tail}}
+        local[name] = reader(values, name)
+        inner = replace(context, lane=lane, local=local)
+        emitter = DeviceEmitter(w, inner)
+        result, dtype = values[name], np.dtype(np.float32)
+        for stage, body in tail:
+            result = values[stage.name] = emitter.value(body)
+            dtype = stage.dtype
+        store(w, inner, memory, place, result, emitter, dtype)

@@ -1,0 +1,115 @@
+"""Loop nests on a device: a kernel whose stages share the output's axes, over refined loops with places.
+
+In: a kernel that `schedule.nest.accepts` admits, storages. Out: a `Nest`; `choose_lane` picks the loop whose values a
+work-item computes four at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from smartmem.codegen.c_expr import Lane, lane_free, vectorizable
+from smartmem.codegen.cl_memory import step_along
+from smartmem.index.lin import Lin, renumber
+from smartmem.index.refine import merge, refine
+from smartmem.index.substitute import substitute
+from smartmem.kernel.expr import Choose, Expr, Load, index_values, map_lins, walk
+from smartmem.kernel.stage import Kernel
+from smartmem.layout.memory import LANES
+from smartmem.schedule.gpu.code import Storages, placed
+from smartmem.schedule.loops import hoist_padding
+
+_ACCUMULATE = frozenset(("", "sum", "prod", "max", "min"))
+
+
+@dataclass
+class Nest:
+    """A kernel over refined loops.
+
+    Attributes:
+        extents: of all loops, space loops first (the outermost in memory first), then reduce loops.
+        space: number of space loops.
+        bodies: of the stages; loads carry places.
+        reduces: the reduce loops of each stage.
+        store: place of the output.
+    """
+
+    extents: tuple[int, ...]
+    space: int
+    bodies: list[Expr]
+    reduces: list[tuple[int, ...]]
+    store: tuple[Lin, ...]
+
+
+def build(kernel: Kernel, storages: Storages) -> Nest:
+    """Gives each stage reduce axes of its own, then refines and merges all loops over the places of the accesses."""
+    local, rank = kernel.local(), len(kernel.output.shape)
+    extents = list(kernel.output.shape)
+    bodies: list[Expr] = []
+    owner: list[int] = [-1] * rank
+    for number, stage in enumerate(kernel.stages):
+        moved = {rank + k: len(extents) + k for k in range(len(stage.reduce))}
+        body = placed(hoist_padding(stage.body) if stage.combine == "sum" else stage.body, storages, local)
+        bodies.append(map_lins(body, {v: renumber(v, moved) for v in index_values(body)}))
+        extents += stage.reduce
+        owner += [number] * len(stage.reduce)
+    address = storages[kernel.tensor].at(kernel.store_coords())
+    store = storages[kernel.tensor].access(kernel.store_coords())
+    old = list(dict.fromkeys([address, *store, *(v for body in bodies for v in index_values(body))]))
+    refined = refine(extents, old)
+    refined = replace(refined, lins=tuple(substitute(v, refined.axes, extents) for v in old))
+    strides = {d.axis: s for s, d in refined.lins[0].terms if isinstance(d.axis, int)}
+    reducing = [a for a, o in enumerate(refined.origin) if o >= rank]
+    order = sorted((a for a, o in enumerate(refined.origin) if o < rank), key=lambda a: (-abs(strides.get(a, 0)), a))
+    # the linear address only orders the loops: a texture's rows and columns need not be one number
+    kept = [v for v in old if v in store or any(v in index_values(b) for b in bodies)]
+    position = {v: k for k, v in enumerate(old)}
+    merged = merge(refined.extents, order + reducing, [refined.lins[position[v]] for v in kept], keep=reducing)
+    change = dict(zip(kept, merged.lins, strict=True))
+    space = len(merged.extents) - len(reducing)
+    loops = [
+        tuple(space + k for k, axis in enumerate(reducing) if owner[refined.origin[axis]] == number)
+        for number in range(len(kernel.stages))
+    ]
+    return Nest(merged.extents, space, [map_lins(b, change) for b in bodies], loops, tuple(change[v] for v in store))
+
+
+def choose_lane(nest: Nest, kernel: Kernel) -> Lane | None:
+    """The loop along which four values are computed together, None if single values are better.
+
+    A texture can only be stored to in whole texels, so it decides.
+    """
+    single = not all(
+        vectorizable(b, s.dtype) and s.combine in _ACCUMULATE for b, s in zip(nest.bodies, kernel.stages, strict=True)
+    )
+    if single or math.prod(nest.extents) == 0:
+        return None
+    accesses = [n for body in nest.bodies for n in walk(body) if isinstance(n, Load) and n.index]
+    guards = [n.guards for body in nest.bodies for n in walk(body) if isinstance(n, Choose)]
+    best: tuple[float, Lane] | None = None
+    for axis in range(nest.space):
+        lane = Lane(axis, nest.extents[axis], LANES)
+        if lane.extent % LANES:
+            continue
+        stores = ease(nest.store, lane)
+        if len(nest.store) == 3 and stores < 1:
+            continue
+        score = 2 * stores + sum(ease(n.index, lane) for n in accesses)
+        score *= 1 if all(lane_free(g, lane) for g in guards) else 0.5
+        if best is None or score > best[0]:
+            best = (score, lane)
+    if best is None or (len(nest.store) == 1 and best[0] < 0.5 * (2 + len(accesses))):
+        return None
+    return best[1]
+
+
+def ease(place: tuple[Lin, ...], lane: Lane) -> float:
+    """How well an access suits a lane: 1 in one piece or uniform, less otherwise."""
+    steps = [step_along(part, lane) for part in place]
+    if all(step == 0 for step in steps):
+        return 1.0
+    if len(place) == 1:
+        return 1.0 if steps[0] == 1 else 0.2
+    row, column, within = steps
+    return 1.0 if row == 0 and column == 0 and within == 1 else 0.1

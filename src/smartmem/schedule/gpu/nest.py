@@ -1,0 +1,248 @@
+"""Loop nests on a device: pointwise kernels, windows and strided reductions, the fallback for everything else.
+
+A work-item computes four values along the lane (or one, without a lane) at one coordinate. Where there are few outputs
+and long reductions, the work-items of a group share each of them: every one takes a part, a tree in local memory adds
+the parts up.
+
+    pointwise   no reduction
+    window      a reduction in one work-item (depthwise convolution, pooling)
+    reduction   a reduction shared by a group (a mean over all pixels)
+    fallback    no lane: single values, right for any definition
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from smartmem.codegen.c_expr import C_TYPES, LocalReader, Value, lane_free
+from smartmem.codegen.c_index import Axes
+from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter, cl_guards
+from smartmem.codegen.cl_memory import MemoryAccess, shifted
+from smartmem.codegen.writer import Writer
+from smartmem.index.lin import Lin
+from smartmem.kernel.expr import Choose, DType, Expr, is_zero
+from smartmem.kernel.stage import Kernel
+from smartmem.layout.memory import LANES
+from smartmem.schedule.gpu.code import (
+    Arguments,
+    DeviceCode,
+    DeviceTarget,
+    Storages,
+    context_of,
+    memories_of,
+    new_writer,
+    power_of_two,
+)
+from smartmem.schedule.gpu.loops import Nest, build, choose_lane
+from smartmem.schedule.gpu.sweeps import of_nest
+from smartmem.schedule.nest import combined, initial
+
+GROUP = 128
+LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
+UNROLLED = 16  # iterations of the innermost loop of a window whose loads may be under way together
+SHARED = 64  # terms of a reduction from which on a group may share it
+
+
+def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> DeviceCode:
+    """OpenCL C of a kernel whose stages share the axes of its output."""
+    nest = build(kernel, storages)
+    arguments, writer = Arguments(storages, target.check), new_writer()
+    memories = memories_of(kernel, arguments)
+    lane = choose_lane(nest, kernel)
+    items = math.prod(nest.extents[: nest.space]) // (LANES if lane else 1)
+    share = _share(kernel, nest, items, target)
+    group = power_of_two(min(GROUP, target.device.max_work_group))
+    columns = group // share if share > 1 else min(group, max(1, items))
+    axes = Axes({axis: f"i{axis}" for axis in range(len(nest.extents))}, nest.extents)
+    context = replace(context_of(axes, memories, storages), lane=lane)
+    emit = _Emit(kernel, nest, context, writer, memories, share, columns, items)
+    emit.function()
+    groups = -(-items // columns)
+    family = "fallback" if lane is None else "pointwise" if not any(nest.reduces) else "window"
+    family = "reduction" if share > 1 else family
+    output = storages[kernel.tensor]
+    vector = kernel.output.dtype == np.float32
+    sweeps = of_nest(nest, lane, share, columns, groups, storages, kernel.local(), output, vector)
+    local = columns * share
+    return DeviceCode(writer.text(), arguments.parameters, arguments.slots, (groups * local,), (local,), family=family,
+                      sweeps=sweeps, checks=arguments.checks)  # fmt: skip
+
+
+def _share(kernel: Kernel, nest: Nest, items: int, target: DeviceTarget) -> int:
+    """How many work-items share a reduction."""
+    terms = max((math.prod(nest.extents[a] for a in r) for r in nest.reduces if r), default=0)
+    floats = all(s.dtype == np.float32 and not s.combine.startswith("arg") for s in kernel.stages if s.reduce)
+    device = target.device
+    wanted = device.compute_units * 256
+    if not target.tuned or not floats or terms < SHARED or items >= wanted:
+        return 1
+    most = min(GROUP, device.max_work_group, terms // 8, max(1, wanted // max(items, 1)))
+    return power_of_two(max(1, most))
+
+
+@dataclass
+class _Emit:
+    kernel: Kernel
+    nest: Nest
+    context: DeviceContext
+    writer: Writer
+    memories: dict[str, MemoryAccess]
+    share: int
+    columns: int
+    items: int
+
+    def function(self) -> None:
+        w, lane = self.writer, self.context.lane
+        kind = "float4" if lane else "float"
+        if self.share > 1:
+            w.line(f"__local {kind} parts[{self.share * self.columns}];")
+            w.line(f"const int self = get_local_id(0) % {self.columns}, part = get_local_id(0) / {self.columns};")
+            w.line(f"const int item = min((int)get_group_id(0) * {self.columns} + self, {self.items - 1});")
+        else:
+            w.line("const int item = get_global_id(0);")
+            w.line(f"if (item >= {self.items}) return;")
+        self._coordinates()
+        values: dict[str, Value] = {}
+        context = replace(self.context, local={n: reader(values, n) for n in self.kernel.local()})
+        emitter = DeviceEmitter(w, context)
+        for stage, body, reduces in zip(self.kernel.stages, self.nest.bodies, self.nest.reduces, strict=True):
+            if not stage.reduce:
+                values[stage.name] = emitter.value(body)
+            elif stage.combine.startswith("arg"):
+                values[stage.name] = self._arg_reduction(stage.combine, body, reduces, context)
+            else:
+                values[stage.name] = self._reduction(stage.combine, body, stage.dtype, reduces, context)
+        if self.share > 1:
+            w.line(f"if (part != 0 || (int)get_group_id(0) * {self.columns} + self >= {self.items}) return;")
+        store(w, context, self.memories[self.kernel.tensor], self.nest.store, values[self.kernel.output.name],
+              emitter, self.kernel.output.dtype)  # fmt: skip
+
+    def _coordinates(self) -> None:
+        """Loop variables from the number of the work-item, the last loop fastest."""
+        lane, below = self.context.lane, 1
+        lines = []
+        for axis in reversed(range(self.nest.space)):
+            extent = self.nest.extents[axis] // (LANES if lane and lane.axis == axis else 1)
+            text = "item" if below == 1 else f"(item / {below})"
+            if below * extent < self.items:
+                text = f"{text} % {extent}"
+            if lane and lane.axis == axis:
+                text = f"{text} * {LANES}"
+            lines.append(f"const int i{axis} = {text};")
+            below *= extent
+        for text in reversed(lines):
+            self.writer.line(text)
+
+    def _reduction(
+        self, combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], context: DeviceContext
+    ) -> Value:
+        w, vector = self.writer, context.lane is not None
+        start = initial(combine, dtype)
+        total = w.fresh("total")
+        kind = "float4" if vector else C_TYPES[("float32" if dtype == np.float16 else dtype.name)]
+        first = f"({kind})({start})" if vector else start
+        w.line(f"{kind} {total} = {first};")
+        if self.share > 1:
+            return self._shared(combine, body, dtype, reduces, context, total)
+        outer = total
+        blocked = combine == "sum" and math.prod(self.nest.extents[a] for a in reduces) > LONG_SUM
+        with ExitStack() as loops:
+            for axis in reduces:
+                if axis == reduces[-1] and self.nest.extents[axis] <= UNROLLED:
+                    w.line("#pragma unroll")
+                loops.enter_context(w.loop(f"i{axis}", self.nest.extents[axis], reduces=True))
+                if blocked and axis == reduces[0] and len(reduces) > 1:  # sums of sums: rounding errors stay small
+                    total = w.fresh("part")
+                    w.line(f"{kind} {total} = {first};")
+                    loops.callback(w.line, f"{outer} += {total};")
+            self._accumulate(combine, body, dtype, context, total, loops)
+        return Value(outer, vector)
+
+    def _accumulate(
+        self, combine: str, body: Expr, dtype: DType, context: DeviceContext, total: str, loops: ExitStack
+    ) -> None:
+        if isinstance(body, Choose) and combine == "sum" and is_zero(body.otherwise):
+            condition = cl_guards(body.guards, context.axes)
+            if context.lane is None or lane_free(body.guards, context.lane):
+                loops.enter_context(self.writer.block(f"if ({condition})"))
+                body = body.then
+        inner = DeviceEmitter(self.writer, context)
+        value = inner.as_vector(inner.value(body), body.dtype)
+        self.writer.line(f"{total} = {combined(combine, total, value, context.lane is not None, dtype)};")
+
+    def _shared(
+        self, combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], context: DeviceContext, total: str
+    ) -> Value:
+        """Every work-item of a column takes each `share`-th term; a tree in local memory combines the parts."""
+        w, vector = self.writer, context.lane is not None
+        terms = math.prod(self.nest.extents[a] for a in reduces)
+        with w.block(f"for (int term = part; term < {terms}; term += {self.share})"), ExitStack() as loops:
+            below = terms
+            for axis in reduces:
+                below //= self.nest.extents[axis]
+                text = "term" if below == 1 else f"(term / {below})"
+                if axis != reduces[0]:
+                    text = f"{text} % {self.nest.extents[axis]}"
+                w.line(f"const int i{axis} = {text};")
+            self._accumulate(combine, body, dtype, context, total, loops)
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        w.line(f"parts[part * {self.columns} + self] = {total};")
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        with w.block(f"for (int half_ = {self.share // 2}; half_ > 0; half_ /= 2)"):
+            here, there = f"parts[part * {self.columns} + self]", f"parts[(part + half_) * {self.columns} + self]"
+            w.line(f"if (part < half_) {here} = {combined(combine, here, there, vector, dtype)};")
+            w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        return Value(w_name(w, "parts[self]", vector), vector)
+
+    def _arg_reduction(self, combine: str, body: Expr, reduces: tuple[int, ...], context: DeviceContext) -> Value:
+        """The position of the extremum; a NaN counts as one, as in numpy."""
+        w = self.writer
+        best, where, position = w.fresh("best"), w.fresh("where"), w.fresh("position")
+        w.line(f"{C_TYPES[body.dtype.name]} {best} = 0;")
+        w.line(f"long {where} = 0, {position} = 0;")
+        with ExitStack() as loops:
+            for axis in reduces:
+                loops.enter_context(w.loop(f"i{axis}", self.nest.extents[axis], reduces=True))
+            value = DeviceEmitter(w, context).value(body).text
+            comparison = ">" if "argmax" in combine else "<"
+            better = f"{value} {comparison}{'=' if combine.endswith('_last') else ''} {best}"
+            with w.block(f"if ({position} == 0 || {better} || ({value} != {value} && {best} == {best}))"):
+                w.line(f"{best} = {value};")
+                w.line(f"{where} = {position};")
+            w.line(f"++{position};")
+        return Value(where)
+
+
+def w_name(writer: Writer, text: str, vector: bool) -> str:
+    """A fresh constant float (vector) with the given value."""
+    name = writer.fresh()
+    writer.line(f"const {'float4' if vector else 'float'} {name} = {text};")
+    return name
+
+
+def reader(values: dict[str, Value], name: str) -> LocalReader:
+    """Reads a local tensor of which the kernel holds one value at a time."""
+    return lambda _, __: values[name]
+
+
+def store(
+    writer: Writer, context: DeviceContext, memory: MemoryAccess, place: tuple[Lin, ...], value: Value,
+    emitter: DeviceEmitter, dtype: DType,
+) -> None:  # fmt: skip
+    """Stores a value, or four of them along the lane."""
+    lane, axes = context.lane, context.axes
+    if lane is None:
+        writer.line(memory.store(place, axes, value.text))
+        return
+    text = emitter.as_vector(value, dtype)
+    whole = memory.store_vector(place, axes, lane, text) if dtype == np.float32 else None
+    if whole is not None:
+        writer.line(whole)
+        return
+    for k in range(lane.width):
+        part = f"{text}.{'xyzw'[k]}"
+        writer.line(memory.store(place, shifted(axes, lane, k), f"({part} & 1)" if dtype == np.bool_ else part))

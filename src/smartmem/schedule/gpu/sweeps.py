@@ -1,0 +1,233 @@
+"""The access patterns of the device schedules: what `nest`, `rows`, `tile` and `attention` emit, as `Sweep`s.
+
+In: the same data that the code is written from (nests, tiles, staged operands, bodies with places). Out: `Sweep`s. A
+change of how work-items share the work there is a change here; `tests/counters` compares both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from smartmem.codegen.c_expr import Lane
+from smartmem.index.lin import Lin, axis_digit
+from smartmem.kernel.expr import Expr
+from smartmem.layout.memory import LANES, DeviceStorage
+from smartmem.schedule.flatten import B, K, M, N
+from smartmem.schedule.gpu.code import Storages
+from smartmem.schedule.gpu.loops import Nest
+from smartmem.schedule.gpu.pattern import (
+    GROUP,
+    ITEM,
+    ROUND,
+    STEP,
+    Access,
+    Memory,
+    Sweep,
+    access_of,
+    digit,
+    loads_of,
+    position,
+    unravel,
+)
+from smartmem.schedule.gpu.tile import Staged, Tile
+
+LOAD = K + 1  # the number of a staged load, as one more loop axis
+
+
+def of_nest(
+    nest: Nest, lane: Lane | None, share: int, columns: int, groups: int, storages: Storages, local: Collection[str],
+    output: DeviceStorage, vector: bool,
+) -> list[Sweep]:  # fmt: skip
+    """A nest: one output (or four along the lane) per work-item, or per `share` items of a group."""
+    member = position(ITEM, columns * share)
+    self_ = digit(member, 1, columns)
+    item = position(GROUP, groups) * columns + self_
+    steps = [LANES if lane and lane.axis == axis else 1 for axis in range(nest.space)]
+    coordinates = unravel(item, (n // step for n, step in zip(nest.extents, steps, strict=False)))
+    space = {axis: value * step for axis, (value, step) in enumerate(zip(coordinates, steps, strict=True))}
+    sweeps: list[Sweep] = []
+    before: set[Access] = set()
+    for body, reduces in zip(nest.bodies, nest.reduces, strict=True):
+        loads = loads_of([body], storages, local, lane)
+        if not reduces:
+            loads = [x for x in loads if x not in before]
+            before |= set(loads)
+        inner = [nest.extents[axis] for axis in reduces]
+        turns = -(-math.prod(inner) // share)
+        term = position(STEP, turns) * share + digit(member, columns)
+        loops = {**space, **dict(zip(reduces, unravel(term, inner), strict=True))}
+        extents = {axis: nest.extents[axis] for axis in loops}
+        sweeps.append(Sweep(loops, extents, tuple(loads), columns * share, turns, phase=len(sweeps)))
+    stored = access_of(output, nest.store, lane, vector, written=True)
+    extents = {axis: nest.extents[axis] for axis in space}
+    sweeps.append(Sweep(space, extents, (stored,), columns, phase=len(sweeps)))
+    return [s for s in sweeps if s.accesses]
+
+
+@dataclass(frozen=True)
+class RowTeams:
+    """How a group is cut: `across` items for each of `down` rows; neighbours are `by_rows` or by columns."""
+
+    across: int
+    down: int
+    by_rows: bool
+    vector: bool
+    groups: int
+
+    def coordinates(self, height: int) -> tuple[Lin, Lin]:
+        """Row and place in the row's team of a work-item."""
+        member = position(ITEM, self.across * self.down)
+        if self.by_rows:
+            row, place = digit(member, 1, self.down), digit(member, self.down)
+        else:
+            row, place = digit(member, self.across), digit(member, 1, self.across)
+        return position(GROUP, self.groups) * self.down + row, place
+
+
+def of_rows(
+    teams: RowTeams, height: int, bodies: Sequence[tuple[Expr, int, bool]], storages: Storages, local: Collection[str],
+    output: DeviceStorage, place: tuple[Lin, ...],
+) -> list[Sweep]:  # fmt: skip
+    """Row reductions: `bodies` are (body with places, columns, whether it is reduced), the last one is stored."""
+    row, within = teams.coordinates(height)
+    items = teams.across * teams.down
+    sweeps: list[Sweep] = []
+    for at, (body, columns, reduced) in enumerate(bodies):
+        wide = teams.vector and columns > 1
+        lane = Lane(N, columns, LANES) if wide else None
+        step = LANES if wide else 1
+        turns = -(-columns // (teams.across * step))
+        loops = {B: Lin(), M: row, N: position(STEP, turns) * (teams.across * step) + within * step}
+        extents = {B: 1, M: height, N: columns}
+        accesses = loads_of([body], storages, local, lane)
+        if at == len(bodies) - 1 and not reduced:
+            accesses.append(access_of(output, place, lane, True, written=True))
+        sweeps.append(Sweep(loops, extents, tuple(accesses), items, turns, phase=at))
+    if bodies[-1][2]:
+        stored = access_of(output, place, None, False, written=True)
+        only_first = {B: Lin(), M: row, N: within}
+        sweeps.append(Sweep(only_first, {B: 1, M: height, N: 1}, (stored,), items, phase=len(bodies)))
+    return [s for s in sweeps if s.accesses]
+
+
+def of_block_rows(
+    block: int, across: int, extents: tuple[int, ...], body: Expr, lane: Lane | None, storages: Storages,
+    local: Collection[str],
+) -> list[Sweep]:  # fmt: skip
+    """A row reduction inside of attention: `across` items for each row of a group's block."""
+    accesses = loads_of([body], storages, local, lane)
+    if not accesses:
+        return []
+    down, step = -(-extents[M] // block), LANES if lane else 1
+    b, turn = unravel(position(GROUP, down * extents[B]), (extents[B], down))
+    member = position(ITEM, block * across)
+    turns = -(-extents[N] // (across * step))
+    n = position(STEP, turns) * (across * step) + digit(member, 1, across) * step
+    loops = {B: b, M: turn * block + digit(member, across), N: n}
+    bounds, limits = {B: extents[B], M: extents[M], N: extents[N]}, {M: extents[M] - 1}
+    return [Sweep(loops, bounds, tuple(accesses), block * across, turns, limits=limits)]
+
+
+@dataclass(frozen=True)
+class Corner:
+    """The batch, first row and first column of the tile that a group works on."""
+
+    b: Lin
+    m0: Lin
+    n0: Lin
+
+
+def corner(tile: Tile, extents: tuple[int, ...], turns: int, turn: Lin) -> Corner:
+    """Groups take tiles, columns fastest; with `turns` > 1 a group takes all column tiles of its rows in turn."""
+    across, down = 1 if turns > 1 else -(-extents[N] // tile.columns), -(-extents[M] // tile.rows)
+    b, m, n = unravel(position(GROUP, across * down * extents[B]), (extents[B], down, across))
+    return Corner(b, m * tile.rows, (turn if turns > 1 else n) * tile.columns)
+
+
+def packed(slot: str, shape: tuple[int, ...], itemsize: int) -> Access:
+    """Four columns of a packed operand B, [batch][k][n]."""
+    batches, depth, width = shape
+    address = axis_digit(K, depth) * width + axis_digit(N, width)
+    if batches > 1:
+        address = address + axis_digit(B, batches) * (depth * width)
+    return Access(Memory(slot, itemsize, math.prod(shape)), (address,), LANES, lane=N)
+
+
+def of_tile(
+    tile: Tile, extents: tuple[int, ...], operands: tuple[Staged, Staged], packed_b: Access | None,
+    bodies: Sequence[Expr], lane: Lane | None, place: tuple[Lin, ...] | None, storages: Storages, written: str,
+    local: Collection[str] = (), turns: int = 1, phase: int = 0,
+) -> list[Sweep]:  # fmt: skip
+    """A product and what follows it: `bodies` along `lane`, stored at `place` of `written` (None: in local memory).
+
+    `packed_b` is the load of a packed operand B. A group takes `turns` column tiles, one after the other.
+    """
+    stored = None if place is None else access_of(storages[written], place, lane, True, written=True)
+    product = of_product(tile, extents, *operands, packed_b, storages, local, turns, phase)
+    return product + of_epilogue(tile, extents, bodies, lane, stored, storages, local, turns, phase + 1)
+
+
+def of_product(
+    tile: Tile, extents: tuple[int, ...], a: Staged, b: Staged, packed_b: Access | None, storages: Storages,
+    local: Collection[str], turns: int, phase: int,
+) -> list[Sweep]:  # fmt: skip
+    """The staged loads of a product."""
+    blocks = -(-extents[K] // tile.depth)
+    step = position(STEP, blocks * turns)
+    block = digit(step, 1, blocks) if turns > 1 else step
+    at = corner(tile, extents, turns, digit(step, blocks))
+    result = []
+    for operand in (a, b):
+        is_packed = packed_b is not None and operand is b
+        vector = is_packed or operand.along is not None
+        along = operand.axis if is_packed else operand.along
+        count = operand.size * tile.depth // (LANES if vector else 1)
+        rounds = -(-count // tile.items)
+        load = position(ROUND, rounds) * tile.items + position(ITEM, tile.items)
+        x_step, k_step = (LANES if along == operand.axis else 1), (LANES if along == K else 1)
+        if is_packed or operand.fast == operand.axis:
+            per = operand.size // x_step
+            at_x, at_k = digit(load, 1, per) * x_step, digit(load, per) * k_step
+        else:
+            per = tile.depth // k_step
+            at_k, at_x = digit(load, 1, per) * k_step, digit(load, per) * x_step
+        first = at.m0 if operand.axis == M else at.n0
+        loops = {B: at.b, operand.axis: first + at_x, K: block * tile.depth + at_k, LOAD: load}
+        bounds = {B: extents[B], operand.axis: operand.extent, K: extents[K], LOAD: count}
+        if is_packed:
+            assert packed_b is not None
+            accesses: tuple[Access, ...] = (packed_b,)
+        else:
+            assert operand.body is not None
+            lane = None if along is None else Lane(along, extents[along], LANES)
+            accesses = tuple(loads_of([operand.body], storages, local, lane))
+        limits = {operand.axis: operand.extent - x_step}
+        if accesses:
+            result.append(Sweep(loops, bounds, accesses, tile.items, blocks * turns, rounds, limits, phase))
+    return result
+
+
+def of_epilogue(
+    tile: Tile, extents: tuple[int, ...], bodies: Sequence[Expr], lane: Lane | None, stored: Access | None,
+    storages: Storages, local: Collection[str], turns: int, phase: int,
+) -> list[Sweep]:  # fmt: skip
+    """What follows a product on its accumulators, and the store (None: into local memory)."""
+    accesses = loads_of(bodies, storages, local, lane)
+    if stored is not None:
+        accesses.append(stored)
+    if not accesses:
+        return []
+    down = LANES if lane and lane.axis == M else 1
+    values = 1 if lane and lane.axis == N else LANES
+    sizes = (turns, tile.height // down, tile.width // LANES, values)
+    turn, i, j, c = unravel(position(STEP, math.prod(sizes)), sizes)
+    at = corner(tile, extents, turns, turn)
+    across = tile.columns // tile.width
+    member, i = position(ITEM, tile.team), i * down
+    my_m, my_n = digit(member, across) * LANES, digit(member, 1, across) * LANES
+    m = at.m0 + my_m + digit(i, LANES) * (tile.rows * LANES // tile.height) + digit(i, 1, LANES)
+    n = at.n0 + my_n + j * (tile.columns * LANES // tile.width) + c
+    bounds = {B: extents[B], M: extents[M], N: extents[N]}
+    return [Sweep({B: at.b, M: m, N: n}, bounds, tuple(accesses), tile.team, math.prod(sizes), phase=phase)]

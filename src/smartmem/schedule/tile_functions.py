@@ -1,0 +1,122 @@
+"""The register tiles as C functions, shared by all kernels of a file.
+
+Both compute rows of ``c (+)= sum over segments q and k of A * B`` where A is given by tables of row pointers, one table
+per segment, `skip` apart, each good for k in [from, to), all moved by `shift` floats (to the batch entry).
+
+    plain       a row of A is splatted, one float per k, times a few vectors of columns of B
+    grouped     several batch entries (groups of a convolution) side by side are the lanes of one vector
+"""
+
+from __future__ import annotations
+
+
+def _step(rows: int, vectors: int, b: str, k: str) -> str:
+    """One step of k of the register tile: a row of B times a column of A, as a C block."""
+    return f"""{{
+                f32v column[{vectors}];
+#pragma GCC unroll {vectors}
+                for (int j = 0; j < {vectors}; ++j) column[j] = sm_load({b} + j * SM_W);
+#pragma GCC unroll {rows}
+                for (int i = 0; i < {rows}; ++i) {{
+                    const f32v x = sm_splat(row[i][{k}]);
+#pragma GCC unroll {vectors}
+                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+                }}
+            }}"""
+
+
+def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
+    """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
+
+    It fetches `prefetch` cache lines of what comes next per four steps of k.
+    """
+    name = f"sm_tile_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
+    fetch = f"for (int j = 0; j < {prefetch}; ++j) __builtin_prefetch(next + j * 16, 0, 2);"
+    ahead = (
+        f"""
+#pragma GCC unroll {prefetch}
+            {fetch}
+            next += {16 * prefetch};"""
+        if prefetch
+        else ""
+    )
+    text = f"""\
+/* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip`
+   apart, each good for k in [from, to), all moved by `shift`. */
+static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long shift, long from,
+                                             long to, const float *b, long stride, float *c, int first,
+                                             const float *next) {{
+    f32v acc[{rows}][{vectors}];
+#pragma GCC unroll {rows}
+    for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+        for (int j = 0; j < {vectors}; ++j) acc[i][j] = sm_splat(0.0f);
+    (void)next;
+    for (long q = 0; q < segments; ++q, a += skip) {{
+        const float *row[{rows}];
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i) row[i] = a[i] + shift;
+        long k = from;
+        for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
+#pragma GCC unroll 4
+            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", "k + u")}
+        }}
+        for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", "k")}
+    }}
+    if (first) {{
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+            for (int j = 0; j < {vectors}; ++j) sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j]);
+    }} else {{
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+            for (int j = 0; j < {vectors}; ++j)
+                sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j] + sm_load(c + (i * {vectors} + j) * SM_W));
+    }}
+}}
+"""
+    return name, text
+
+
+def grouped_tile_function(rows: int, size: int, lanes: int) -> tuple[str, str]:
+    """Name and text of the tile whose lanes are groups of `size` columns, each with `size` steps of k per segment.
+
+    Lane l = size*g + i of A is input i of group g. It is never splatted: accumulator j takes what it adds to output
+    (i + j) % size of its group (B is packed so), and at the end accumulator j is turned by j lanes within the groups.
+    """
+    name = f"sm_grouped_{rows}x{size}"
+    turned = []
+    for j in range(size):
+        index = ", ".join(str(lane - lane % size + (lane - j) % size) for lane in range(lanes))
+        turned.append(f"__builtin_shufflevector(acc[{j}][i], acc[{j}][i], {index})" if j else "acc[0][i]")
+    total = "\n            + ".join(turned)
+    text = f"""\
+/* c[{rows}][SM_W] = sum over segments of the groups' products; see `sm_tile` for a, segments, skip and shift. */
+static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long shift,
+                                             const float *b, float *c) {{
+    f32v acc[{size}][{rows}];
+#pragma GCC unroll {size}
+    for (int j = 0; j < {size}; ++j)
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i) acc[j][i] = sm_splat(0.0f);
+    for (long q = 0; q < segments; ++q, a += skip, b += {size} * SM_W) {{
+        f32v x[{rows}];
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i) x[i] = sm_load(a[i] + shift);
+#pragma GCC unroll {size}
+        for (int j = 0; j < {size}; ++j) {{
+            const f32v column = sm_load(b + j * SM_W);
+#pragma GCC unroll {rows}
+            for (int i = 0; i < {rows}; ++i) acc[j][i] += x[i] * column;
+        }}
+    }}
+#pragma GCC unroll {rows}
+    for (int i = 0; i < {rows}; ++i) {{
+        const f32v total = {total};
+        sm_store(c + i * SM_W, total);
+    }}
+}}
+"""
+    return name, text

@@ -1,0 +1,73 @@
+"""Every device schedule on awkward sizes, in buffers and textures, float and half, with every coordinate checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from tests.support.device_batch import build, run_on_device
+from tests.support.device_cases import DeviceCase, cases
+from tests.support.random_graphs import Array
+from tests.test_differential import relative_error
+
+from smartmem.device import Device, DeviceOptions
+from smartmem.frontend.load import load_graph
+from smartmem.runtime.cache import Cache
+
+TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def all_cases() -> list[DeviceCase]:
+    return cases()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("cache"))
+
+
+def same_specials(got: Array, want: Array) -> bool:
+    """Whether infinities and NaNs are the same, signs included."""
+    if want.dtype.kind != "f":
+        return True
+    odd = ~np.isfinite(want)
+    return np.array_equal(got[odd], want[odd], equal_nan=True)
+
+
+def differences(case: DeviceCase, results: Sequence[Array], tolerance: float) -> list[str]:
+    found = []
+    for position, (got, want) in enumerate(zip(results, case.expected, strict=True)):
+        want = np.asarray(want)
+        error = relative_error(got, want) if same_specials(got, want) else float("inf")
+        if error > tolerance:
+            found.append(f"{case.name}, output {position}: relative error {error:.1e}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "level, memory, precision, check",
+    [
+        ("full", "buffer", "fp32", False), ("full", "texture", "fp32", True), ("full", "texture", "fp16", False),
+        ("layout", "buffer", "fp16", True), ("naive", "auto", "fp32", False),
+    ],
+)  # fmt: skip
+def test_results(
+    all_cases: list[DeviceCase], device: Device, cache: Cache, level: str, memory: str, precision: str, check: bool
+) -> None:
+    chosen = [case for case in all_cases if precision == "fp32" or not case.exact]
+    options = DeviceOptions(memory, precision, check=check)  # type: ignore[arg-type]
+    graphs, feeds = [load_graph(case.model) for case in chosen], [case.feeds for case in chosen]
+    results = run_on_device(graphs, feeds, device, cache, level, options)
+    wrong = [
+        line for case, result in zip(chosen, results, strict=True)
+        for line in differences(case, result, TOLERANCE[precision])
+    ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_families_that_are_meant(all_cases: list[DeviceCase], device: Device) -> None:
+    for case in all_cases:
+        found = set(build([load_graph(case.model)], device).report["families"])
+        assert case.families <= found, f"{case.name}: {found}"

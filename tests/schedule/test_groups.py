@@ -1,0 +1,80 @@
+"""Convolutions with groups, at every level, whatever part of a vector a group fills."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import smartmem
+from smartmem.compiler import build_program
+from smartmem.schedule.groups import turned
+
+
+def grouped_convolution(size: int, groups: int, stride: int = 1, batch: int = 1, height: int = 9) -> onnx.ModelProto:
+    """A 1x1 convolution, one in groups of `size` channels with bias and Relu, and a 1x1 convolution."""
+    rng = np.random.default_rng([size, groups, stride])
+    channels = size * groups
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"]),
+        helper.make_node(
+            "Conv", ["a", "w1", "b1"], ["b"], group=groups, pads=[1, 1, 1, 1], strides=[stride, stride], name="grouped"
+        ),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "w2"], ["y"]),
+    ]
+    weights = [
+        weight("w0", channels, 3, 1, 1), weight("w1", channels, size, 3, 3), weight("w2", 5, channels, 1, 1),
+        numpy_helper.from_array(rng.standard_normal(channels).astype(np.float32), "b1"),
+    ]  # fmt: skip
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (batch, 3, height, height + 2))
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "groups", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("size", "groups", "options"),
+    [
+        (4, 32, {}), (4, 6, {}), (4, 4, {"batch": 2}), (8, 4, {"stride": 2}), (8, 3, {}), (16, 4, {"stride": 2}),
+        (24, 3, {"height": 15}), (48, 2, {}), (80, 2, {}), (5, 4, {}), (32, 2, {"batch": 3}),
+    ],
+)  # fmt: skip
+def test_groups_of_any_size(size: int, groups: int, options: dict[str, Any]) -> None:
+    model = grouped_convolution(size, groups, **options)
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    for level in ("fuse", "full"):
+        result = smartmem.compile(model, level=level, threads=2)(x)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(("march", "tile"), [("x86-64-v4", "sm_grouped_6x4"), ("x86-64-v3", "sm_grouped_3x4")])
+def test_small_groups_share_a_vector(march: str, tile: str) -> None:
+    program = build_program(grouped_convolution(4, 32), march=march)
+    assert tile in "\n".join(program.sources.values())
+
+
+def test_groups_of_a_vector_need_no_grouped_tile() -> None:
+    program = build_program(grouped_convolution(16, 4), march="x86-64-v4")
+    assert "sm_grouped_" not in "\n".join(program.sources.values())
+
+
+def test_turned_panels_hold_each_weight_once() -> None:
+    size, lanes = 4, 16
+    panels = np.arange(2 * 3 * size * lanes, dtype=np.float32).reshape(2, 1, 3 * size, lanes)
+    result = turned(panels, size)
+    assert sorted(result.reshape(-1)) == sorted(panels.reshape(-1))
+    for step in range(size):
+        for lane in range(lanes):
+            column = lane - lane % size + (lane + step) % size
+            assert result[1, 0, size + step, lane] == panels[1, 0, size + lane % size, column]
