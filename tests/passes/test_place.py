@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.support.random_graphs import Builder, random_graph, unused
 
 from smartmem.compiler import build_device_program
 from smartmem.device import Device, DeviceOptions
+from smartmem.errors import InputError
 from smartmem.report.explain import render
 from smartmem.runtime.opencl.profiles import profile
 
@@ -95,8 +96,11 @@ def test_halves_take_the_same_places() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["Adreno 540", "Mali-G57", "NVIDIA", "PoCL"]))
 def test_exact_costs_at_most_greedy_and_greedy_at_most_either_memory(seed: int, costs: str) -> None:
-    pytest.importorskip("ortools")
-    found = report(random_graph(seed), Device(costs=profile(costs)), layout="exact")["assignment"]
+    try:
+        found = report(random_graph(seed), Device(costs=profile(costs)), layout="exact")["assignment"]
+    except InputError as error:  # the few graphs with cycles need the solver
+        assume("OR-tools" not in str(error))
+        raise
     slack = 1 + 1e-9
     assert found["bound"] <= found["cost"] * slack
     assert found["cost"] <= found["greedy"] * slack

@@ -19,7 +19,7 @@ import numpy as np
 from smartmem.index.lin import Digit, Lin, Lookup, Mark
 from smartmem.index.map import Guard
 from smartmem.layout.memory import LANES
-from smartmem.schedule.gpu.pattern import GROUP, ITEM, ROUND, STEP, Access, Sweep
+from smartmem.schedule.gpu.pattern import GROUP, ITEM, NUMBER, ROUND, STEP, Access, Sweep
 
 Array = np.ndarray[Any, Any]
 SLOT_BITS = 40  # of a line number, for the line in its memory object
@@ -85,6 +85,17 @@ def _sweep(
     sweep: Sweep, groups: Array, slots: Mapping[str, int], geometry: Geometry, most: int | None
 ) -> Iterator[tuple[int, int, Array, Array, Array]]:
     """Per access and shift: its number, how often it is made, and the lines with their times and groups."""
+    turns = sum(len(access.shifts) for access in sweep.accesses)
+    for turn, (at, place, held) in enumerate(places(sweep, groups, most)):
+        access = sweep.accesses[at]
+        lines, when, who = _lines(access, place, held, groups, geometry)
+        lines += slots[access.memory.slot] << SLOT_BITS
+        # accesses of one step follow each other, so their order is part of the time
+        yield at, int(np.count_nonzero(held)), lines, when * turns + turn, who
+
+
+def places(sweep: Sweep, groups: Array, most: int | None = None) -> Iterator[tuple[int, list[Any], Array]]:
+    """Per access and shift: its number, its place, and where it is made, over [step, round, group, item]."""
     steps = sweep.steps if most is None else min(sweep.steps, most)
     shape = (steps, sweep.rounds, len(groups), sweep.items)
     positions: dict[int, Any] = {
@@ -93,6 +104,9 @@ def _sweep(
         STEP: np.arange(steps)[:, None, None, None],
         ROUND: np.arange(sweep.rounds)[:, None, None],
     }
+    if sweep.number is not None:
+        value, last = sweep.number
+        positions[NUMBER] = np.minimum(evaluate(value, positions), last)
     axes: dict[int, Any] = {}
     inside: Any = np.True_
     for axis, value in sweep.loops.items():
@@ -102,20 +116,13 @@ def _sweep(
         elif value.max >= sweep.extents[axis]:
             inside = inside & (found < sweep.extents[axis])
         axes[axis] = found
-    turn = 0  # accesses of one step follow each other, so their order is part of the time
-    turns = sum(len(access.shifts) for access in sweep.accesses)
     for at, access in enumerate(sweep.accesses):
         for shift in access.shifts:
             here = {**axes, access.lane: axes[access.lane] + shift} if shift else axes
             held = inside
             for guard in access.guards:
                 held = held & _holds(guard, here)
-            place = [evaluate(part, here) for part in access.place]
-            held = np.broadcast_to(held, shape)
-            lines, when, who = _lines(access, place, held, groups, geometry)
-            lines += slots[access.memory.slot] << SLOT_BITS
-            yield at, int(np.count_nonzero(held)), lines, when * turns + turn, who
-            turn += 1
+            yield at, [evaluate(part, here) for part in access.place], np.broadcast_to(held, shape)
 
 
 def _holds(guard: Guard, axes: Mapping[int, Any]) -> Any:

@@ -23,7 +23,7 @@ from smartmem.schedule.gpu.code import CHECK, DeviceCode, DeviceTarget
 
 Progress = Callable[[str, int, int], None]
 FILES = 8  # sources build in parallel
-_UNROLL = re.compile(r"^ *#pragma unroll\n", re.MULTILINE)
+_UNROLL = re.compile(r"^ *#pragma unroll.*\n", re.MULTILINE)
 BUILD_OPTIONS = "-cl-std=CL1.2 -cl-mad-enable"
 
 

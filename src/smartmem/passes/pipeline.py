@@ -18,7 +18,7 @@ from pathlib import Path
 from smartmem.errors import InputError
 from smartmem.graph.ir import Graph
 from smartmem.kernel.stage import Kernel
-from smartmem.passes.backend import Backend
+from smartmem.schedule.backend import Backend
 from smartmem.passes.eliminate import eliminate
 from smartmem.passes.fuse import fuse
 from smartmem.passes.lower import lower

@@ -19,7 +19,7 @@ from dataclasses import replace
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.expr import load
 from smartmem.kernel.stage import Stage, reindex, tensors_read
-from smartmem.passes.backend import Predict
+from smartmem.schedule.backend import Predict
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.roles import align_contraction, expr_axes, factors
 

@@ -4,9 +4,10 @@ In: a kernel. Out: `Group`s of accesses that share a walk. A schedule chooses th
 finds, so a group lists all that the schedule could choose; `access_cost` says what each of them costs in given layouts.
 
     nest            one group: every load and the store; vectors along any loop, neighbours along any loop
-    row reduction   one group: vectors along the columns or none, neighbours along columns or rows
+    row reduction   one group: vectors along the columns, or single values with neighbours along columns or rows
     contraction     three groups: operand A (along k or rows), operand B (along k or columns, none if it is constant),
                     the store with the loads of the stages behind the product (along columns or rows)
+                    and one for each row statistic before the product (along columns)
     attention       the groups of both products, and of the rows between them
 """
 
@@ -23,10 +24,10 @@ from smartmem.kernel.expr import Alu, Expr, loads
 from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, Flat, K, M, N, digits, flatten
-from smartmem.schedule.gpu import attention
-from smartmem.schedule.gpu.contraction import with_producers_inlined
+from smartmem.schedule.gpu import attention, statistics
 from smartmem.schedule.gpu.rows import row_stages
 from smartmem.schedule.gpu.tile import Tile, choose_tile
+from smartmem.schedule.operand_b import b_tensors
 from smartmem.schedule.pipeline import batch_axes, batch_first
 from smartmem.schedule.roles import is_contraction
 
@@ -81,7 +82,8 @@ def groups_of(kernel: Kernel, constants: Iterable[str], device: Device) -> list[
     before = kernel.stages[: kernel.stages.index(contracted[-1])]
     known = set(constants)
     groups: list[Group] = []
-    if len(contracted) == 2 or any(s.reduce for s in before):
+    constant = not set(b_tensors(contracted[-1])) - known
+    if len(contracted) == 2 or (not constant and any(s.reduce for s in before)):
         parts = attention.take_apart(kernel)
         assert not isinstance(parts, str)
         products, between, tail = [*parts.scores[:1], parts.product], [*parts.scores[1:], *parts.rows], parts.tail
@@ -92,9 +94,9 @@ def groups_of(kernel: Kernel, constants: Iterable[str], device: Device) -> list[
         flats = [flatten(s, batch, rows, False) for s in between]
         groups += [_tail(kernel, flat.extents, [flat], local, None) for flat in flats]
     else:
-        stages = with_producers_inlined(kernel.stages, contracted[0])
-        products, tail = stages[:1], stages[1:]
-        tiles = []
+        found, stages = statistics.take_apart(kernel.stages, contracted[0], rows)
+        products, tail, tiles = stages[:1], stages[1:], []
+        groups += [_statistic(kernel, flatten(s, batch, rows, False), local) for s in found]
     for stage in products:
         flat = flatten(stage, batch, rows, True)
         b, m, n = flat.extents[:K]
@@ -130,7 +132,7 @@ def _rows(kernel: Kernel, rows: int) -> Group:
     coords = tuple(substitute(c, flats[-1].space, kernel.output.shape) for c in kernel.store_coords())
     found.append(Access(kernel.tensor, coords, kernel.output.size, True))
     extents = (1, flats[0].extents[M], max(flat.columns for flat in flats))
-    walks = [_walk(v, order, extents) for v in (N, None) for order in ((N, M), (M, N))]
+    walks = [_walk(v, order, extents) for v, order in ((N, (N, M)), (None, (N, M)), (None, (M, N)))]
     return Group(kernel.tensor, extents, tuple(found), _valid(walks, extents))
 
 
@@ -166,6 +168,13 @@ def _tail(
         found.append(Access(kernel.tensor, store, kernel.output.size, True))
     walks = [_walk(v, (N, M), extents, {N: 16}) for v in (N, M, None)]
     return Group(kernel.tensor, extents, tuple(found), _valid(walks, extents))
+
+
+def _statistic(kernel: Kernel, flat: Flat, local: set[str]) -> Group:
+    """One value per row before a product. That every column tile finds it again, from the cache, is not counted."""
+    found = _accesses(flat.body, math.prod(flat.extents), local)
+    walks = [_walk(vector, (N, M), flat.extents) for vector in (N, None)]
+    return Group(kernel.tensor, flat.extents, tuple(found), _valid(walks, flat.extents))
 
 
 def _walk(

@@ -6,6 +6,7 @@ nests           window, pointwise, fallback             (`nest`)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,13 @@ from smartmem.errors import CompilerError
 from smartmem.kernel.stage import Kernel
 from smartmem.layout.storage import Storage
 from smartmem.schedule import nest, rows
+from smartmem.schedule.backend import Backend
 from smartmem.schedule.code import KernelCode, Target
 from smartmem.schedule.loops import build, choose_lane
+from smartmem.schedule.operand_b import b_tensors
+from smartmem.schedule.roles import is_contraction
+
+LOCAL_FLOATS = 8192  # widest local tensor that a pipeline may hold per row
 
 
 def schedule(
@@ -44,3 +50,24 @@ def _row_reduction(kernel: Kernel, storages: Mapping[str, Storage], target: Targ
         return None
     candidate = Kernel(kernel.stages, kernel.tensor, kernel.shape, kernel.store, len(kernel.output.shape), kernel.notes)
     return candidate if rows.accepts(candidate) == "" else None
+
+
+def schedulable(kernel: Kernel, constants: set[str]) -> str:
+    """ "" if some schedule of the CPU computes the kernel well, else the reason."""
+    if kernel.rows is None:
+        return "" if nest.accepts(kernel) else "the stages have different axes"
+    reason = rows.accepts(kernel)
+    if reason:
+        return reason
+    contracted = [s for s in kernel.stages if is_contraction(s, kernel.rows)]
+    if len(contracted) == 2:
+        first, second = contracted
+        if not set(b_tensors(second)) - constants:
+            return "two matrix products with constant weights: the second would lose its column tasks"
+        widest = math.prod(first.shape[kernel.rows :])
+        if widest > LOCAL_FLOATS:
+            return f"a row of {widest} floats between two contractions does not stay in cache"
+    return ""
+
+
+CPU = Backend(schedulable)

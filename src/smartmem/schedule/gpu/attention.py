@@ -11,19 +11,17 @@ In: a row pipeline whose last contraction has an operand B that is no constant; 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Emitter, Lane, LocalReader, Value, lane_free
+from smartmem.codegen.c_expr import LocalReader, Value
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
-from smartmem.codegen.cl_memory import LocalRows
+from smartmem.codegen.cl_memory import LocalRows, MemoryAccess
 from smartmem.device import Device
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Choose, Expr, Load, walk
 from smartmem.kernel.stage import Kernel, Stage, tensors_read, without
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, K, M, N, digits, flatten
@@ -46,11 +44,10 @@ from smartmem.schedule.gpu.contraction import (
     parts_size,
     placed_stage,
 )
-from smartmem.schedule.gpu.loops import ease
-from smartmem.schedule.gpu.pattern import Sweep
+from smartmem.schedule.gpu.loops import row_lane
 from smartmem.schedule.gpu.product import Product, flatten_product
 from smartmem.schedule.gpu.sweeps import of_block_rows, of_tile
-from smartmem.schedule.gpu.tile import ALIGNED, PAD, Staged, Tile, staged
+from smartmem.schedule.gpu.tile import ALIGNED, PAD, Tile, staged
 from smartmem.schedule.nest import combined, initial
 from smartmem.schedule.pipeline import batch_axes, batch_first
 from smartmem.schedule.roles import is_contraction
@@ -149,142 +146,130 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
     rows = kernel.rows
     assert rows is not None
     kernel = batch_first(kernel, rows)
-    batch = len(batch_axes(kernel, rows))
     parts = take_apart(kernel)
     assert not isinstance(parts, str)
-    shape = kernel.output.shape
-    batches, height = math.prod(shape[:batch]), math.prod(shape[batch:rows])
-    local = kernel.local()
-    kept = {parts.scores[-1].name: parts.scores[-1].shape[rows:]} if parts.scores else {}
-    width = math.prod(parts.scores[-1].shape[rows:]) if parts.scores else 0
-    block = block_rows(width, height, target.device)
-    arguments, w = Arguments(storages, target.check), new_writer()
-    memories = memories_of(kernel, arguments)
-    scores = LocalRows("S", _padded(width), M, arguments.bounds("the scores", address=block * _padded(width)))
-    memories |= dict.fromkeys(kept, scores)
-    second = flatten_product(parts.product, batch, rows, storages, local)
-    first = flatten_product(parts.scores[0], batch, rows, storages, local) if parts.scores else None
-    tiles = [tile_of(block, p.extents[N]) for p in (second, *((first,) if first else ()))]
-    _declare(w, tiles, block, width, bool(parts.scores), parts.rows)
-    row_values = {s.name: f"row_{k}" for k, s in enumerate(parts.rows)}
-    readers = {name: _row_reader(text) for name, text in row_values.items()}
-
-    def context(extents: tuple[int, ...]) -> DeviceContext:
-        axes = Axes({B: "b", M: "m", N: "n", K: "k"}, extents)
-        return replace(context_of(axes, memories, storages), local=readers)
-
-    if first is not None:
-        with w.block(f"for (int n0 = 0; n0 < {width}; n0 += {tiles[1].columns})"):
-            tail = [placed_stage(s, batch, rows, storages, local) for s in parts.scores[1:]]
-            place = (axis_digit(N, width),)
-            staged_ = _product(w, tiles[1], first, storages, local, {}, context(first.extents))
-            with w.block("if (slice == 0)" if tiles[1].slices > 1 else ""):
-                inner = context(first.extents)
-                finish(w, tiles[1], first.extents, parts.scores[0].name, tail, inner, scores, place)
-        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        _tell(arguments, tiles[1], first.extents, staged_, [body for _, body in tail], place, kept)
-    for stage in parts.rows:
-        arguments.sweeps += _row_reduction(
-            w, stage, batch, rows, storages, local, kept, block, height, row_values[stage.name], context
-        )
-    extents = second.extents
-    with w.block(f"for (int n0 = 0; n0 < {extents[N]}; n0 += {tiles[0].columns})"):
-        staged_ = _product(w, tiles[0], second, storages, local, kept, context(extents))
-        tail = [placed_stage(s, batch, rows, storages, local) for s in parts.tail]
-        space = (*digits(B, shape[:batch]), *digits(M, shape[batch:rows]), *digits(N, shape[rows:]))
-        place = storages[kernel.tensor].access(tuple(substitute(c, space, shape) for c in kernel.store_coords()))
-        with w.block("if (slice == 0)" if tiles[0].slices > 1 else ""):
-            finish(w, tiles[0], extents, parts.product.name, tail, context(extents), memories[kernel.tensor], place)
-    _tell(arguments, tiles[0], extents, staged_, [body for _, body in tail], place, kept, kernel.tensor)
-    note = f"{block} rows of a head per group" + (f", {block} x {width} scores in local memory" if width else "")
-    size = (ITEMS * -(-height // block), batches, 1)
-    return DeviceCode(
-        w.text(), arguments.parameters, arguments.slots, size, (ITEMS, 1, 1), family="attention", notes=[note],
-        sweeps=arguments.sweeps, checks=arguments.checks,
-    )  # fmt: skip
+    emit = _Attention(kernel, parts, storages, target, len(batch_axes(kernel, rows)), rows)
+    return emit.code()
 
 
-def _row_reader(name: str) -> LocalReader:
-    """Reads one value per row of the block; the rows may be the lane."""
+class _Attention:
+    """Writes one kernel; a group has `block` rows of one batch entry."""
 
-    def read(emitter: Emitter, _: tuple[Lin, ...]) -> Value:
-        lane, row = emitter.context.lane, f"{emitter.context.axes.names[M]} - m0"
-        return Value(f"vload4(0, {name} + {row})", True) if lane and lane.axis == M else Value(f"{name}[{row}]")
+    def __init__(
+        self, kernel: Kernel, parts: Parts, storages: Storages, target: DeviceTarget, batch: int, rows: int
+    ) -> None:
+        self.kernel, self.parts, self.storages, self.batch, self.rows = kernel, parts, storages, batch, rows
+        shape = kernel.output.shape
+        self.batches, self.height = math.prod(shape[:batch]), math.prod(shape[batch:rows])
+        self.local = kernel.local()
+        self.kept = {parts.scores[-1].name: parts.scores[-1].shape[rows:]} if parts.scores else {}
+        self.width = math.prod(parts.scores[-1].shape[rows:]) if parts.scores else 0
+        self.block = block_rows(self.width, self.height, target.device)
+        self.arguments, self.w = Arguments(storages, target.check), new_writer()
+        self.memories = memories_of(kernel, self.arguments)
+        bounds = self.arguments.bounds("the scores", address=self.block * _padded(self.width))
+        self.scores = LocalRows("S", _padded(self.width), M, bounds)
+        self.memories |= dict.fromkeys(self.kept, self.scores)
+        self.readers = {stage.name: _row_reader(k) for k, stage in enumerate(parts.rows)}
 
-    return read
-
-
-def _tell(
-    arguments: Arguments, tile: Tile, extents: tuple[int, ...], operands: tuple[Staged, Staged], bodies: list[Expr],
-    place: tuple[Lin, ...], kept: Collection[str], written: str | None = None,
-) -> None:  # fmt: skip
-    """The loads of a product of all column tiles and its tail; the store, unless it is into local memory."""
-    lane = epilogue_lane(extents, bodies, place, tile.height)
-    arguments.sweeps += of_tile(
-        tile, extents, operands, None, bodies, lane, place if written else None, arguments.storages, written or "",
-        kept, -(-extents[N] // tile.columns), len(arguments.sweeps),
-    )  # fmt: skip
-
-
-def _declare(w, tiles: list[Tile], block: int, width: int, scores: bool, reductions: list[Stage]) -> None:  # type: ignore[no-untyped-def]
-    depth = max(t.depth for t in tiles)
-    w.line(f"__local float A[{depth * (block + PAD)}] {ALIGNED};")
-    w.line(f"__local float B[{max(t.depth * t.columns for t in tiles)}] {ALIGNED};")
-    if scores:
-        w.line(f"__local float S[{block * _padded(width)}] {ALIGNED};")
-    if slices := max(parts_size(t) for t in tiles):
-        w.line(f"__local float4 parts[{slices}];")
-    w.line(f"__local float tree[{ITEMS}];")
-    for k in range(len(reductions)):
-        w.line(f"__local float row_{k}[{block}];")
-    w.line("const int item = get_local_id(0), b = get_group_id(1);")
-    w.line(f"const int m0 = (int)get_group_id(0) * {block};")
-
-
-def _product(
-    w, tile: Tile, product: Product, storages: Storages, local: set[str], kept: dict[str, tuple[int, ...]],
-    context: DeviceContext,
-) -> tuple[Staged, Staged]:  # type: ignore[no-untyped-def]  # fmt: skip
-    """One tile of a product into ``sum``; how its operands are loaded."""
-    a = staged("A", M, product.extents, tile.rows, tile.rows + PAD, placed(product.a, storages, local, kept))
-    b = staged("B", N, product.extents, tile.columns, tile.columns, placed(product.b, storages, local))
-    declare_team(w, tile)
-    accumulate(w, tile, a, b, context, product.extents[K])
-    if tile.slices > 1:
-        add_slices(w, tile)
-    return a, b
-
-
-def _row_reduction(w, stage, batch, rows, storages, local, kept, block, height, result, context) -> list[Sweep]:  # type: ignore[no-untyped-def]
-    """One value per row of the block, found by all work-items of the row together; its loads."""
-    flat = flatten(stage, batch, rows, False)
-    body = placed(flat.body, storages, local, kept)
-    across = ITEMS // block
-    lane: Lane | None = Lane(N, flat.columns, LANES)
-    accesses = [n for n in walk(body) if isinstance(n, Load) and n.index]
-    guards = [n.guards for n in walk(body) if isinstance(n, Choose)]
-    assert lane is not None
-    if (
-        flat.columns % LANES
-        or not all(lane_free(g, lane) for g in guards)
-        or any(ease(x.index, lane) < 1 for x in accesses)
-    ):
-        lane = None
-    with w.block(""):
-        w.line(f"const int r = item / {across}, l = item % {across}, m = min(m0 + r, {height - 1});")
-        start, step = initial(stage.combine, stage.dtype), LANES if lane else 1
-        w.line(f"{'float4' if lane else 'float'} total = {f'(float4)({start})' if lane else start};")
-        with w.loop("n", flat.columns, f"l * {step}", across * step):
-            inner = replace(context(flat.extents), lane=lane)
-            emitter = DeviceEmitter(w, inner)
-            text = emitter.as_vector(emitter.value(body), np.dtype(np.float32))
-            w.line(f"total = {combined(stage.combine, 'total', text, lane is not None, stage.dtype)};")
-        w.line(f"tree[item] = {f'sm_{stage.combine}4(total)' if lane else 'total'};")
-        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        with w.block(f"for (int half_ = {across // 2}; half_ > 0; half_ /= 2)"):
-            here, there = "tree[item]", "tree[item + half_]"
-            w.line(f"if (l < half_) {here} = {combined(stage.combine, here, there, False, stage.dtype)};")
+    def code(self) -> DeviceCode:
+        w, parts = self.w, self.parts
+        second = self._flat(parts.product)
+        first = self._flat(parts.scores[0]) if parts.scores else None
+        tiles = [tile_of(self.block, p.extents[N]) for p in (second, *((first,) if first else ()))]
+        self._declare(tiles)
+        if first is not None:
+            self._product(tiles[1], first, parts.scores[1:], {}, self.scores, (axis_digit(N, self.width),), "")
             w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        w.line(f"if (l == 0) {result}[r] = tree[item];")
-        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-    return of_block_rows(block, across, flat.extents, body, lane, storages, {*local, *kept})
+        for k, stage in enumerate(parts.rows):
+            self._row_reduction(stage, f"row_{k}")
+        kernel, shape, batch, rows = self.kernel, self.kernel.output.shape, self.batch, self.rows
+        space = (*digits(B, shape[:batch]), *digits(M, shape[batch:rows]), *digits(N, shape[rows:]))
+        coords = tuple(substitute(c, space, shape) for c in kernel.store_coords())
+        place = self.storages[kernel.tensor].access(coords)
+        memory = self.memories[kernel.tensor]
+        self._product(tiles[0], second, parts.tail, self.kept, memory, place, kernel.tensor)
+        note = f"{self.block} rows of a head per group"
+        note += f", {self.block} x {self.width} scores in local memory" if self.width else ""
+        size = (ITEMS * -(-self.height // self.block), self.batches, 1)
+        arguments = self.arguments
+        return DeviceCode(
+            w.text(), arguments.parameters, arguments.slots, size, (ITEMS, 1, 1), family="attention", notes=[note],
+            sweeps=arguments.sweeps, checks=arguments.checks,
+        )  # fmt: skip
+
+    def _flat(self, stage: Stage) -> Product:
+        return flatten_product(stage, self.batch, self.rows, self.storages, self.local)
+
+    def _context(self, extents: tuple[int, ...]) -> DeviceContext:
+        axes = Axes({B: "b", M: "m", N: "n", K: "k"}, extents)
+        return replace(context_of(axes, self.memories, self.storages), local=self.readers)
+
+    def _declare(self, tiles: list[Tile]) -> None:
+        w, block = self.w, self.block
+        w.line(f"__local float A[{max(t.depth for t in tiles) * (block + PAD)}] {ALIGNED};")
+        w.line(f"__local float B[{max(t.depth * t.columns for t in tiles)}] {ALIGNED};")
+        if self.parts.scores:
+            w.line(f"__local float S[{block * _padded(self.width)}] {ALIGNED};")
+        if slices := max(parts_size(t) for t in tiles):
+            w.line(f"__local float4 parts[{slices}];")
+        w.line(f"__local float tree[{ITEMS}];")
+        for k in range(len(self.parts.rows)):
+            w.line(f"__local float row_{k}[{block}];")
+        w.line("const int item = get_local_id(0), b = get_group_id(1);")
+        w.line(f"const int m0 = (int)get_group_id(0) * {block};")
+
+    def _product(
+        self, tile: Tile, product: Product, after: list[Stage], kept: dict[str, tuple[int, ...]], memory: MemoryAccess,
+        place: tuple[Lin, ...], written: str,
+    ) -> None:  # fmt: skip
+        """A product, all column tiles one after the other, with the pointwise stages behind it and the store."""
+        w, extents, context = self.w, product.extents, self._context(product.extents)
+        tail = [placed_stage(s, self.batch, self.rows, self.storages, self.local) for s in after]
+        operand_a = placed(product.a, self.storages, self.local, kept)
+        a = staged("A", M, extents, tile.rows, tile.rows + PAD, operand_a)
+        b = staged("B", N, extents, tile.columns, tile.columns, placed(product.b, self.storages, self.local))
+        with w.block(f"for (int n0 = 0; n0 < {extents[N]}; n0 += {tile.columns})"):
+            declare_team(w, tile)
+            accumulate(w, tile, a, b, context, extents[K])
+            if tile.slices > 1:
+                add_slices(w, tile)
+            with w.block("if (slice == 0)" if tile.slices > 1 else ""):
+                finish(w, tile, extents, product.flat.name, tail, context, memory, place)
+        bodies = [body for _, body in tail]
+        lane = epilogue_lane(extents, bodies, place, tile.height)
+        self.arguments.sweeps += of_tile(
+            tile, extents, (a, b), None, bodies, lane, place if written else None, self.storages, written, self.kept,
+            -(-extents[N] // tile.columns), len(self.arguments.sweeps),
+        )  # fmt: skip
+
+    def _row_reduction(self, stage: Stage, result: str) -> None:
+        """One value per row of the block, found by all work-items of the row together."""
+        w, across = self.w, ITEMS // self.block
+        flat = flatten(stage, self.batch, self.rows, False)
+        body = placed(flat.body, self.storages, self.local, self.kept)
+        lane = row_lane(body, flat.columns)
+        with w.block(""):
+            w.line(f"const int r = item / {across}, l = item % {across}, m = min(m0 + r, {self.height - 1});")
+            start, step = initial(stage.combine, stage.dtype), LANES if lane else 1
+            w.line(f"{'float4' if lane else 'float'} total = {f'(float4)({start})' if lane else start};")
+            with w.loop("n", flat.columns, f"l * {step}", across * step):
+                emitter = DeviceEmitter(w, replace(self._context(flat.extents), lane=lane))
+                text = emitter.as_vector(emitter.value(body), np.dtype(np.float32))
+                w.line(f"total = {combined(stage.combine, 'total', text, lane is not None, stage.dtype)};")
+            w.line(f"tree[item] = {f'sm_{stage.combine}4(total)' if lane else 'total'};")
+            w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+            with w.block(f"for (int half_ = {across // 2}; half_ > 0; half_ /= 2)"):
+                here, there = "tree[item]", "tree[item + half_]"
+                w.line(f"if (l < half_) {here} = {combined(stage.combine, here, there, False, stage.dtype)};")
+                w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+            w.line(f"if (l == 0) {result}[r] = tree[item];")
+            w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        self.arguments.sweeps += of_block_rows(
+            self.block, across, flat.extents, body, lane, self.storages, {*self.local, *self.kept}
+        )
+
+
+def _row_reader(number: int) -> LocalReader:
+    """Reads the value of the row in hand."""
+    return lambda emitter, _: Value(f"row_{number}[{emitter.context.axes.names[M]} - m0]")

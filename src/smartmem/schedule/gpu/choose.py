@@ -15,13 +15,13 @@ import numpy as np
 from smartmem.codegen.c_expr import Lane
 from smartmem.errors import CompilerError
 from smartmem.index.substitute import substitute
-from smartmem.kernel.stage import Kernel
+from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES
-from smartmem.passes.backend import Backend
 from smartmem.schedule import nest as cpu_nest
 from smartmem.schedule import rows as cpu_rows
+from smartmem.schedule.backend import Backend
 from smartmem.schedule.flatten import B, M, N, digits
-from smartmem.schedule.gpu import attention, contraction, loops, matrix, nest, rows, tile
+from smartmem.schedule.gpu import attention, contraction, loops, matrix, nest, rows, statistics, tile
 from smartmem.schedule.gpu.code import DeviceCode, DeviceTarget, Storages
 from smartmem.schedule.operand_b import b_tensors
 from smartmem.schedule.pipeline import batch_axes, batch_first
@@ -50,7 +50,15 @@ def schedulable(kernel: Kernel, constants: set[str], target: DeviceTarget) -> st
             return "a stage reads other columns of the product"
         return ""
     if constant:
-        return "every column tile of the product would compute its rows again"
+        if not target.tuned or len(contracted) == 2:
+            return "every column tile of the product would compute its rows again"
+        after = kernel.stages[last + 1 :]
+        if any(s.reduce or s.shape != contracted[0].shape for s in after):
+            return "a tile of the product does not hold whole rows"
+        inside = {s.name for s in kernel.stages[:last]}
+        if any(inside & set(tensors_read(s.body)) for s in after):
+            return "a stage behind the product reads what is before it"
+        return statistics.refusal(kernel.stages[:last], kernel.rows)
     parts = attention.take_apart(kernel)
     if isinstance(parts, str):
         return parts
@@ -86,7 +94,8 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     if not contracted:
         return rows.schedule(kernel, storages, target)
     last = kernel.stages.index(contracted[-1])
-    if len(contracted) == 2 or any(s.reduce for s in kernel.stages[:last]):
+    constant = not set(b_tensors(contracted[-1])) - set(constants)
+    if len(contracted) == 2 or (not constant and any(s.reduce for s in kernel.stages[:last])):
         return attention.schedule(kernel, storages, target)
     return contraction.schedule(kernel, storages, target, constants)
 

@@ -21,10 +21,10 @@ from smartmem.errors import CompilerError
 from smartmem.index.lin import Lin
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, Expr, Load, walk
-from smartmem.kernel.stage import Kernel, Stage, tensors_read, without
+from smartmem.kernel.stage import Kernel, Stage, tensors_read
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, K, M, N, digits, flatten
-from smartmem.schedule.gpu import matrix
+from smartmem.schedule.gpu import matrix, statistics
 from smartmem.schedule.gpu.code import (
     Arguments,
     DeviceCode,
@@ -34,25 +34,17 @@ from smartmem.schedule.gpu.code import (
     memories_of,
     new_writer,
     placed,
+    power_of_two,
 )
 from smartmem.schedule.gpu.loops import ease
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack
-from smartmem.schedule.gpu.sweeps import of_tile, packed
+from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
 from smartmem.schedule.gpu.tile import ALIGNED, PAD, Staged, Stager, Tile, choose_tile, multiply, staged
 from smartmem.schedule.pipeline import batch_axes, batch_first
 from smartmem.schedule.roles import is_contraction
 
 Array = np.ndarray[Any, Any]
-
-
-def with_producers_inlined(stages: list[Stage], contraction: Stage) -> list[Stage]:
-    """Pointwise stages before the contraction, computed in its operands' loads."""
-    before = stages[: stages.index(contraction)]
-    for stage in before:
-        if stage.reduce:
-            raise CompilerError(f"{stage.name} reduces before the contraction {contraction.name}; please report this")
-    return without(stages, [s.name for s in before])
 
 
 def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants: Mapping[str, Array]) -> DeviceCode:
@@ -62,9 +54,9 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     kernel = batch_first(kernel, rows)
     batch = len(batch_axes(kernel, rows))
     first = next(s for s in kernel.stages if is_contraction(s, rows))
-    stages = with_producers_inlined(kernel.stages, first)
+    found, stages = statistics.take_apart(kernel.stages, first, rows)
     kernel = Kernel(stages, kernel.tensor, kernel.shape, kernel.store, rows, kernel.notes)
-    local = kernel.local()
+    local = kernel.local() | {s.name for s in found}
     product = flatten_product(stages[0], batch, rows, storages, local)
     on_matrix_units = target.half and target.tuned and matrix.accepts(product, target.device)
     if on_matrix_units:  # which take halves: what is stored in float may be too large
@@ -74,12 +66,15 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     constant = is_constant(product, constants)
     names = {t for s in stages[1:] for t in tensors_read(s.body)} | set(tensors_read(product.a))
     names |= set() if constant else set(tensors_read(product.b))
+    names |= {t for s in found for t in tensors_read(s.body)}
     arguments, w = Arguments(storages, target.check), new_writer()
     memories = memories_of(kernel, arguments, [t for t in kernel.inputs() if t in names])
     context = context_of(Axes({B: "b", M: "m", N: "n", K: "k"}, product.extents), memories, storages)
+    context = replace(context, local=statistics.readers(found))
     coords = tuple(substitute(c, _space(kernel, batch, rows), kernel.output.shape) for c in kernel.store_coords())
     tail = [placed_stage(stage, batch, rows, storages, local) for stage in stages[1:]]
-    job = Job(product, arguments, context, tail, storages[kernel.tensor].access(coords), memories[kernel.tensor])
+    place, memory = storages[kernel.tensor].access(coords), memories[kernel.tensor]
+    job = Job(product, arguments, context, tail, place, memory, found, batch, rows)
     operands = placed(product.a, storages, local), None if constant else placed(product.b, storages, local)
     emit = _matrix_tile if on_matrix_units else _tile
     note, items, (rows_, columns), weights = emit(w, job, operands, constants, target)
@@ -100,10 +95,23 @@ class Job:
     tail: list[tuple[Stage, Expr]]
     place: tuple[Lin, ...]
     memory: MemoryAccess
+    per_row: list[Stage]
+    batch: int
+    rows: int
 
     @property
     def name(self) -> str:
         return self.product.flat.name
+
+    def reduce_rows(
+        self, w: Writer, size: int, items: int, parts: statistics.Parts
+    ) -> list[tuple[Expr, int, bool, Lane | None]]:
+        """The statistics of the tile's rows, before the product; see `statistics.emit`."""
+        statistics.declare(w, self.per_row, size)
+        height, storages = self.product.extents[M], self.arguments.storages
+        return statistics.emit(
+            w, self.per_row, self.batch, self.rows, storages, self.context, size, items, height, parts
+        )  # fmt: skip
 
 
 Emitted = tuple[str, int, tuple[int, int], dict[str, Array]]  # note, work-items, tile, packed weights
@@ -136,6 +144,9 @@ def _tile(
     w.line(f"__local float B[{tile.depth * tile.columns}] {ALIGNED};")
     _corner(w, tile.rows, tile.columns)
     declare_team(w, tile)
+    across = power_of_two(min(tile.depth, tile.items))
+    parts = statistics.Parts(across, lambda row, part: f"A[{part} * {a.stride} + {row}]")
+    told = job.reduce_rows(w, tile.rows, tile.items, parts)
     accumulate(w, tile, a, right, job.context, product.extents[K])
     if tile.slices > 1:
         w.line(f"__local float4 parts[{parts_size(tile)}];")
@@ -144,9 +155,10 @@ def _tile(
     finish(w, tile, product.extents, job.name, job.tail, job.context, job.memory, job.place)
     bodies = [body for _, body in job.tail]
     lane = epilogue_lane(product.extents, bodies, job.place, tile.height)
+    job.arguments.sweeps += of_statistics(tile, product.extents, told, across, job.arguments.storages)
     job.arguments.sweeps += of_tile(
         tile, product.extents, (a, right), packed_b, bodies, lane, job.place, job.arguments.storages,
-        job.arguments.written,
+        job.arguments.written, phase=len(told),
     )  # fmt: skip
     note = f"tile {tile.rows}x{tile.columns}x{tile.depth}, {tile.height}x{tile.width} per work-item"
     note += f", {tile.slices} slices" if tile.slices > 1 else ""
@@ -166,10 +178,17 @@ def _matrix_tile(
         slot = f"{job.name}.packed"
         weights[slot] = matrix.pack_matrix(product, constants)
         bounds = job.arguments.bounds(slot, address=weights[slot].size)
-        right = matrix.PackedB(job.arguments.buffer(slot, "half"), *weights[slot].shape, bounds)
+        batches, columns, depth = weights[slot].shape
+        right = matrix.PackedB(job.arguments.buffer(slot, "half"), batches, columns, depth, bounds)
     else:
         right = staged("B", N, product.extents, tile.columns, 0, operands[1])
     _corner(w, tile.rows, tile.columns)
+    matrix.declare(w, tile)
+    stride = tile.columns + LANES
+    across = power_of_two(min(matrix.WARP, tile.columns))
+    job.reduce_rows(
+        w, tile.rows, tile.items, statistics.Parts(across, lambda row, part: f"C[{row} * {stride} + {part}]")
+    )
     matrix.accumulate(w, tile, a, right, job.context, product.extents[K])
     finish_staged(w, tile, product.extents, job)
     return (
@@ -308,11 +327,6 @@ def finish(
                         parts = ", ".join(f"sm_get(sum[i + {r}][j], c)" for r in range(LANES))
                         value = Value(f"(float4)({parts})", True)
                     _finish_one(w, extents, name, tail, context, memory, place, lane, m_of, f"{n_of} + c", value)
-
-
-def _three(packed: Array) -> tuple[int, int, int]:
-    batches, columns, depth = packed.shape
-    return batches, columns, depth
 
 
 def finish_staged(w: Writer, tile: matrix.MatrixTile, extents: tuple[int, ...], job: Job) -> None:

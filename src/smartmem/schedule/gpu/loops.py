@@ -17,6 +17,7 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, Expr, Load, index_values, map_lins, walk
 from smartmem.kernel.stage import Kernel
 from smartmem.layout.memory import LANES
+from smartmem.schedule.flatten import N
 from smartmem.schedule.gpu.code import Storages, placed
 from smartmem.schedule.loops import hoist_padding
 
@@ -113,3 +114,12 @@ def ease(place: tuple[Lin, ...], lane: Lane) -> float:
         return 1.0 if steps[0] == 1 else 0.2
     row, column, within = steps
     return 1.0 if row == 0 and column == 0 and within == 1 else 0.1
+
+
+def row_lane(body: Expr, columns: int) -> Lane | None:
+    """The lane along the columns of a row (axis N), if everything that is read lies together there."""
+    lane = Lane(N, columns, LANES)
+    nodes = list(walk(body))
+    if columns % LANES or not all(lane_free(n.guards, lane) for n in nodes if isinstance(n, Choose)):
+        return None
+    return lane if all(ease(n.index, lane) == 1 for n in nodes if isinstance(n, Load) and n.index) else None

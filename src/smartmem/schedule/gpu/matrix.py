@@ -221,15 +221,18 @@ class _Stage:
             w.line(f"vstore_half_rte({value}, 0, (__local half *)({where}));")
 
 
+def declare(w: Writer, tile: MatrixTile) -> None:
+    """Local memory of a tile: staged operands (arrays of halves need cl_khr_fp16, pointers to them do not) and C."""
+    w.line(f"__local ushort A[{tile.rows * tile.stride}] {ALIGNED};")
+    w.line(f"__local ushort B[{tile.columns * tile.stride}] {ALIGNED};")
+    w.line(f"__local float C[{tile.rows * (tile.columns + LANES)}] {ALIGNED};")
+
+
 def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, context: DeviceContext, depth: int) -> None:
     """The product of the tile, over all of k, in local memory: ``C[m][n]``, `columns` + 4 floats per row."""
     left = _Stage(w, tile, a, "A", tile.rows, depth, context)
     right = _Stage(w, tile, b, "B", tile.columns, depth, context)
     rows, columns = tile.row_blocks, tile.column_blocks
-    # arrays of halves need cl_khr_fp16; pointers to them do not
-    w.line(f"__local ushort A[{tile.rows * tile.stride}] {ALIGNED};")
-    w.line(f"__local ushort B[{tile.columns * tile.stride}] {ALIGNED};")
-    w.line(f"__local float C[{tile.rows * (tile.columns + LANES)}] {ALIGNED};")
     w.line(f"const int warp = item / {WARP}, g = item % {WARP} / 4, t = item % 4;")
     w.line(f"const int warp_m = warp / {tile.across} * {16 * rows}, warp_n = warp % {tile.across} * {8 * columns};")
     w.line(f"float sum[{rows}][{columns}][4];")

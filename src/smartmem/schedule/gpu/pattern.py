@@ -2,7 +2,8 @@
 
 A schedule describes what it emits as `Sweep`s: loads and stores (`Access`, with the very places that the code has) over
 loop axes, and each loop axis as a Lin over four *positions*: the work-group's linear number, the work-item in it, the
-step of the loop that all items run together, and the round in a step. `counters` replays them through a model of the
+step of the loop that all items run together, and the round in a step; NUMBER is a work-item's own number, stopped at
+the last one. `counters` replays them through a model of the
 caches; the code itself does not depend on them.
 
 Worked example: item ``i`` of group ``g`` (128 items) reads the vector ``x[4 * (128*g + i)]``: one loop axis with the
@@ -24,7 +25,7 @@ from smartmem.index.map import Guard
 from smartmem.kernel.expr import Choose, Expr, Load, operands
 from smartmem.layout.memory import LANES, DeviceStorage
 
-GROUP, ITEM, STEP, ROUND = range(4)
+GROUP, ITEM, STEP, ROUND, NUMBER = range(5)
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,13 @@ class Sweep:
     """Accesses that the work-items of a group make together, step after step.
 
     Attributes:
-        loops: the loop axes over the positions (GROUP, ITEM, STEP, ROUND).
+        loops: the loop axes over the positions (GROUP, ITEM, STEP, ROUND, NUMBER).
         extents: of the loop axes; where one is outside, nothing is accessed.
         limits: loop axes that stop at a value instead (`min(n, limit)` in the code).
         accesses: in the order of the code.
         items: work-items of a group that take part, the first ones.
         steps, rounds: how often all this is done; sweeps of one `phase` take turns, a step each.
+        number: what NUMBER is, over the other positions, and where it stops.
     """
 
     loops: Mapping[int, Lin]
@@ -80,10 +82,11 @@ class Sweep:
     rounds: int = 1
     limits: Mapping[int, int] = field(default_factory=dict)
     phase: int = 0
+    number: tuple[Lin, int] | None = None
 
 
 def position(which: int, extent: int) -> Lin:
-    """One of GROUP, ITEM, STEP and ROUND, with values below `extent`."""
+    """One of GROUP, ITEM, STEP, ROUND and NUMBER, with values below `extent`."""
     return lin(0, ((1, Digit(which, 1, extent)),))
 
 

@@ -9,6 +9,7 @@ neighbouring rows where those lie together in memory.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from smartmem.codegen.c_expr import Lane, Value, lane_free
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
-from smartmem.codegen.cl_memory import step_along
+from smartmem.codegen.cl_memory import MemoryAccess, step_along
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin
 from smartmem.index.substitute import substitute
@@ -144,7 +145,7 @@ class _Rows:
     def __init__(self, writer: Writer, across: int, down: int, vector: bool, height: int) -> None:
         self.writer, self.across, self.down, self.vector, self.height = writer, across, down, vector, height
 
-    def loop(self, columns: int):  # type: ignore[no-untyped-def]
+    def loop(self, columns: int) -> AbstractContextManager[None]:
         step = LANES if self.vector and columns > 1 else 1
         start = f"l * {step}" if step > 1 else "l"
         return self.writer.loop("n", columns, start, self.across * step)
@@ -174,7 +175,10 @@ class _Rows:
         return Value(w_name(w, f"parts[r * {self.across}]", False))
 
 
-def _output(w, emit, flat, body, context, memory, place, single):  # type: ignore[no-untyped-def]
+def _output(
+    w: Writer, emit: _Rows, flat: Flat, body: Expr, context: DeviceContext, memory: MemoryAccess,
+    place: tuple[Lin, ...], single: bool,
+) -> None:  # fmt: skip
     """The columns of the last stage, or its one value per row."""
     with w.block(f"if (row < {emit.height}{' && l == 0' if single else ''})"):
         if single:

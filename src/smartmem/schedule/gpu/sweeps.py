@@ -20,6 +20,7 @@ from smartmem.schedule.gpu.loops import Nest
 from smartmem.schedule.gpu.pattern import (
     GROUP,
     ITEM,
+    NUMBER,
     ROUND,
     STEP,
     Access,
@@ -43,10 +44,17 @@ def of_nest(
     """A nest: one output (or four along the lane) per work-item, or per `share` items of a group."""
     member = position(ITEM, columns * share)
     self_ = digit(member, 1, columns)
-    item = position(GROUP, groups) * columns + self_
     steps = [LANES if lane and lane.axis == axis else 1 for axis in range(nest.space)]
-    coordinates = unravel(item, (n // step for n, step in zip(nest.extents, steps, strict=False)))
-    space = {axis: value * step for axis, (value, step) in enumerate(zip(coordinates, steps, strict=True))}
+    items = math.prod(nest.extents[: nest.space]) // math.prod(steps)
+    sizes = [n // step for n, step in zip(nest.extents, steps, strict=False)]
+
+    def axes(of: Lin) -> dict[int, Lin]:
+        return {axis: value * step for axis, (value, step) in enumerate(zip(unravel(of, sizes), steps, strict=True))}
+
+    item = position(GROUP, groups) * columns + self_
+    # where a reduction is shared, a group's spare items compute the last output again
+    number = (item, items - 1) if share > 1 else None
+    space = axes(position(NUMBER, items) if number else item)
     sweeps: list[Sweep] = []
     before: set[Access] = set()
     for body, reduces in zip(nest.bodies, nest.reduces, strict=True):
@@ -59,10 +67,11 @@ def of_nest(
         term = position(STEP, turns) * share + digit(member, columns)
         loops = {**space, **dict(zip(reduces, unravel(term, inner), strict=True))}
         extents = {axis: nest.extents[axis] for axis in loops}
-        sweeps.append(Sweep(loops, extents, tuple(loads), columns * share, turns, phase=len(sweeps)))
+        sweep = Sweep(loops, extents, tuple(loads), columns * share, turns, phase=len(sweeps), number=number)
+        sweeps.append(sweep)
     stored = access_of(output, nest.store, lane, vector, written=True)
     extents = {axis: nest.extents[axis] for axis in space}
-    sweeps.append(Sweep(space, extents, (stored,), columns, phase=len(sweeps)))
+    sweeps.append(Sweep(axes(item), extents, (stored,), columns, phase=len(sweeps)))
     return [s for s in sweeps if s.accesses]
 
 
@@ -100,11 +109,14 @@ def of_rows(
         step = LANES if wide else 1
         turns = -(-columns // (teams.across * step))
         loops = {B: Lin(), M: row, N: position(STEP, turns) * (teams.across * step) + within * step}
-        extents = {B: 1, M: height, N: columns}
+        extents, limits = {B: 1, M: height, N: columns}, {M: height - 1}
         accesses = loads_of([body], storages, local, lane)
-        if at == len(bodies) - 1 and not reduced:
+        if not reduced and at == len(bodies) - 1:  # rows past the end store nothing
             accesses.append(access_of(output, place, lane, True, written=True))
-        sweeps.append(Sweep(loops, extents, tuple(accesses), items, turns, phase=at))
+            limits = {}
+        elif not reduced:  # one value per row, computed by all of its items
+            loops[N] = Lin()
+        sweeps.append(Sweep(loops, extents, tuple(accesses), items, turns, limits=limits, phase=at))
     if bodies[-1][2]:
         stored = access_of(output, place, None, False, written=True)
         only_first = {B: Lin(), M: row, N: within}
@@ -144,6 +156,33 @@ def corner(tile: Tile, extents: tuple[int, ...], turns: int, turn: Lin) -> Corne
     across, down = 1 if turns > 1 else -(-extents[N] // tile.columns), -(-extents[M] // tile.rows)
     b, m, n = unravel(position(GROUP, across * down * extents[B]), (extents[B], down, across))
     return Corner(b, m * tile.rows, (turn if turns > 1 else n) * tile.columns)
+
+
+def of_statistics(
+    tile: Tile, extents: tuple[int, ...], found: Sequence[tuple[Expr, int, bool, Lane | None]], across: int,
+    storages: Storages,
+) -> list[Sweep]:  # fmt: skip
+    """Values of the tile's rows before its product: `across` items reduce a row, or one computes it from others.
+
+    `found` are (body with places, columns, whether they are reduced, lane), as `statistics.emit` gives them.
+    """
+    at = corner(tile, extents, 1, Lin())
+    member = position(ITEM, tile.items)
+    sweeps = []
+    for phase, (body, columns, reduced, lane) in enumerate(found):
+        accesses = loads_of([body], storages, (), lane)
+        wide, team = across if reduced else 1, LANES if lane else 1
+        down = max(1, tile.items // wide)
+        turns = -(-columns // (wide * team)) if reduced else 1
+        row_turn, turn = unravel(position(STEP, -(-tile.rows // down) * turns), (-(-tile.rows // down), turns))
+        row = row_turn * down + digit(member, wide)
+        n = turn * (wide * team) + digit(member, 1, wide) * team
+        loops = {B: at.b, M: at.m0 + row, N: n if reduced else Lin(), LOAD: row}
+        bounds = {B: extents[B], M: extents[M], N: columns, LOAD: tile.rows}
+        steps = -(-tile.rows // down) * turns
+        sweep = Sweep(loops, bounds, tuple(accesses), tile.items, steps, limits={M: extents[M] - 1}, phase=phase)
+        sweeps.append(sweep)
+    return [s for s in sweeps if s.accesses]
 
 
 def packed(slot: str, shape: tuple[int, ...], itemsize: int) -> Access:
