@@ -13,6 +13,7 @@ from tests.support.programs import expected
 import smartmem
 import smartmem.compiler
 from smartmem.errors import CompilerError, InputError, ModelError
+from smartmem.runtime import archive, cc, fingerprint, remember
 
 X = np.linspace(-1, 1, 40, dtype=np.float32).reshape(5, 8)
 
@@ -42,6 +43,16 @@ def test_the_second_time_comes_from_the_cache(model_file, monkeypatch):
     monkeypatch.setattr(smartmem.compiler, "build_program", fake_compiler.build_program)
     assert smartmem.compile(model_file, {"x": (3, 8)})(X[:3]).shape == (3,)
     assert smartmem.compile(model_file, level="naive").program.level == "naive"
+
+
+def test_weights_are_mapped_from_the_cache(model_file):
+    for _ in range(2):
+        model = smartmem.compile(model_file)
+        assert model.program.weights
+        for name, weight in model.program.weights.items():
+            assert not weight.flags.owndata
+            assert not weight.flags.writeable
+            assert model._weights[name] is weight
 
 
 def test_a_damaged_entry_of_the_cache_is_made_again(model_file, tmp_path):
@@ -89,5 +100,26 @@ def test_a_cached_model_needs_neither_onnx_nor_the_compiler(model_file):
     code = (
         f"import sys, smartmem; m = smartmem.compile({str(model_file)!r}); print({{'onnx', 'rich'}} & {{*sys.modules}})"
     )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+def test_nothing_is_read_twice(model_file, monkeypatch):
+    monkeypatch.setattr(remember, "_SETTLED_NS", 0)
+    for _ in range(2):  # in the second the stored model's sums are remembered
+        smartmem.compile(model_file)
+    for module, name in ((fingerprint, "_model_facts"), (cc, "compiler_key"), (archive, "_compared")):
+        monkeypatch.setattr(module, name, None)
+    np.testing.assert_allclose(smartmem.compile(model_file)(X), expected(X).sum(1), rtol=1e-5)
+
+
+def test_a_cached_model_waits_for_little(model_file):
+    smartmem.compile(model_file)
+    code = (
+        "import sys, smartmem\n"
+        f"m = smartmem.load({str(model_file)[:-5] + '.smem'!r})\n"
+        "print({'zipfile', 'subprocess', 'tempfile', 'concurrent.futures', 'logging', 'base64'} & {*sys.modules})"
+    )
+    smartmem.compile(model_file).save(model_file.with_suffix(".smem"))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

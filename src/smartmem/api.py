@@ -19,8 +19,8 @@ from smartmem.runtime import package
 from smartmem.runtime.archive import SUFFIX
 from smartmem.runtime.artifact import Program
 from smartmem.runtime.cache import Cache, open_cache
-from smartmem.runtime.cc import Compiler, build_library, compiler_key, find_compiler
-from smartmem.runtime.fingerprint import program_key
+from smartmem.runtime.cc import Compiler, build_library, find_compiler
+from smartmem.runtime.fingerprint import known_compiler_key, program_key
 from smartmem.runtime.model import Model
 from smartmem.runtime.plan import plan_source
 
@@ -105,18 +105,29 @@ def compile(
     cache = open_cache()
     with _watching(progress) as report:
         compiler = find_compiler()
-        key = _key(model, shapes, level, march, compiler)
+        key = program_key(model, shapes, level, march, known_compiler_key(compiler, march, cache), cache)
         if key is not None and (found := cache.find("models", key, SUFFIX)):
             with contextlib.suppress(ModelError):  # damaged: make it again
                 return package.load(found, threads, cache)
-        program = build_program(model, shapes, level, march, report)
-        library = link(program, compiler, cache, report)
-        features = isa.features(compiler.macros(march))
-        if key is not None and cache.root is not None:
-            # An OSError from here is the cache's, which goes on without its folder then.
-            cache.add("models", key, SUFFIX, lambda path: package.write(program, library, path, features))
-            cache.trim("models", CACHED_BYTES)
-    return Model(program, library, threads, features=features, keep=cache)
+
+        def build() -> tuple[Program, Path, list[str]]:
+            program = build_program(model, shapes, level, march, report)
+            library = link(program, compiler, cache, report)
+            return program, library, isa.features(compiler.macros(march))
+
+        if key is None or cache.root is None:
+            program, library, features = build()
+            return Model(program, library, threads, features=features, keep=cache)
+        # The program's weights go when this is stored; those of the stored model are mapped.
+        return package.load(_keep(cache, key, *build()), threads, cache)
+
+
+def _keep(cache: Cache, key: str, program: Program, library: Path, features: list[str]) -> Path:
+    """Store a compiled model; its file."""
+    # An OSError from here is the cache's, which goes on without its folder then.
+    kept = cache.add("models", key, SUFFIX, lambda path: package.write(program, library, path, features))
+    cache.trim("models", CACHED_BYTES)
+    return kept
 
 
 def find_device(name: str, options: DeviceOptions) -> Device | None:
@@ -254,10 +265,10 @@ def _compile_for_device(
     from smartmem.runtime.opencl.tune import fastest
 
     cache = open_cache()
-    key = program_key(model, shapes, level, "", json.dumps([asdict(device), asdict(options)]))
+    key = program_key(model, shapes, level, "", json.dumps([asdict(device), asdict(options)]), cache)
     if key is not None and (found := cache.find("models", key, SUFFIX)):
         with contextlib.suppress(ModelError):  # damaged: make it again
-            return device_package.load(archive.read(found), cache, device, progress)
+            return device_package.load(archive.read(found, cache), cache, device, progress)
 
     def build(memory: Memory) -> DeviceProgram:
         return build_device_program(model, shapes, level, device, replace(options, memory=memory), progress)
@@ -270,10 +281,6 @@ def _compile_for_device(
         cache.add("models", key, SUFFIX, lambda path: device_package.write(compiled.program, device, path))
         cache.trim("models", CACHED_BYTES)
     return compiled
-
-
-def _key(model: Any, shapes: Shapes | None, level: str, march: str, compiler: Compiler) -> str | None:
-    return program_key(model, shapes, level, march, compiler_key(compiler, march))
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def test_halves_take_the_same_places() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from(["Adreno 540", "Mali-G57", "NVIDIA", "PoCL"]))
+@given(st.integers(0, 400), st.sampled_from(["Adreno 540", "Mali-G57", "NVIDIA", "PoCL"]))
 def test_exact_costs_at_most_greedy_and_greedy_at_most_either_memory(seed: int, costs: str) -> None:
     try:
         found = report(random_graph(seed), Device(costs=profile(costs)), layout="exact")["assignment"]

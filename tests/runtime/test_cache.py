@@ -101,7 +101,7 @@ def test_clear_usage_trim(tmp_path):
     cache = Cache(tmp_path)
     for index in range(4):
         path = cache.add("models", f"key {index}", ".smem", bytes(100))
-        os.utime(path, (index, index))
+        os.utime(path.with_suffix(".key"), (index, index))
     assert cache.find("models", "key 0", ".smem")  # used: the newest now
     cache.trim("models", 250)
     assert [bool(cache.find("models", f"key {i}", ".smem")) for i in range(4)] == [True, False, False, True]

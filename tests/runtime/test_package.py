@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from tests.support.programs import REPORT, expected, tiny, with_host
 
 from smartmem.errors import ModelError, RuntimeFailure
-from smartmem.runtime import march, package, tensorfile
+from smartmem.runtime import archive, march, package, remember, tensorfile
 from smartmem.runtime.cache import Cache
 
 X = np.linspace(-2, 2, 40, dtype=np.float32).reshape(5, 8)
@@ -59,9 +60,9 @@ def test_parts_lie_at_multiples_of_64_and_are_mapped(saved, cache):
     assert weight.ctypes.data % 64 == 0
     assert model._weights["w"].ctypes.data == weight.ctypes.data
     assert not weight.flags.owndata
-    with zipfile.ZipFile(saved) as archive:
-        assert archive.testzip() is None
-        assert archive.namelist() == ["manifest.json", "model.so", "weights.safetensors", "report.json"]
+    with zipfile.ZipFile(saved) as file:
+        assert file.testzip() is None
+        assert file.namelist() == ["manifest.json", "model.so", "weights.safetensors", "report.json"]
 
 
 def test_loading_imports_no_onnx(saved):
@@ -78,17 +79,56 @@ def test_importing_smartmem_is_quick():
 
 def repack(path, change):
     """Rewrite the zip; `change` maps (name, bytes) to bytes."""
-    with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(path, "w") as file:
         for name, data in parts.items():
-            archive.writestr(name, change(name, data))
+            file.writestr(name, change(name, data))
 
 
 @pytest.mark.parametrize("part", ["model.so", "weights.safetensors", "report.json"])
 def test_a_changed_part_is_found(saved, cache, part):
     repack(saved, lambda name, data: data[:-1] + bytes([data[-1] ^ 1]) if name == part else data)
     with pytest.raises(ModelError, match=f"{part} does not match its SHA-256"):
+        package.load(saved, 1, cache)
+
+
+@pytest.mark.parametrize("settled", [0, 1 << 62])
+def test_sums_are_compared_again_when_the_file_changed(saved, cache, monkeypatch, settled):
+    monkeypatch.setattr(remember, "_SETTLED_NS", settled)
+    compared = []
+    original = archive._compared
+    monkeypatch.setattr(archive, "_compared", lambda *args: compared.append(1) or original(*args))
+    for _ in range(3):
+        package.load(saved, 1, cache)
+    assert len(compared) == (1 if settled == 0 else 3)
+    data = saved.read_bytes()
+    at = data.rindex(b"PK\3\4") - 1  # the last byte of the weights
+    time.sleep(0.05)  # file systems' clocks tick every few milliseconds
+    with saved.open("r+b") as file:
+        file.seek(at)
+        file.write(bytes([data[at] ^ 1]))
+    with pytest.raises(ModelError, match="does not match its SHA-256"):
+        package.load(saved, 1, cache)
+
+
+def test_members_with_long_sizes(saved, cache):
+    with zipfile.ZipFile(saved) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(saved, "w") as file:
+        for name, data in parts.items():
+            with file.open(name, "w", force_zip64=True) as member:
+                member.write(data)
+    np.testing.assert_allclose(package.load(saved, 1, cache)(X), expected(X).sum(1), rtol=1e-5)
+
+
+def test_compressed_members_are_refused(saved, cache):
+    with zipfile.ZipFile(saved) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in parts.items():
+            file.writestr(name, data)
+    with pytest.raises(ModelError, match=r"manifest\.json is compressed"):
         package.load(saved, 1, cache)
 
 

@@ -173,7 +173,8 @@ class LocalRows:
     bounds: Bounds | None = None
 
     def _where(self, place: tuple[Lin, ...], axes: Axes, together: int = 1) -> str:
-        return checked(self.bounds, f"({axes.names[self.rows]} - m0) * {self.width} + {c_lin(place[0], axes)}", "address", together)
+        where = f"({axes.names[self.rows]} - m0) * {self.width} + {c_lin(place[0], axes)}"
+        return checked(self.bounds, where, "address", together)
 
     def scalar(self, place: tuple[Lin, ...], axes: Axes) -> str:
         return f"{self.name}[{self._where(place, axes)}]"

@@ -20,6 +20,7 @@ from smartmem.runtime.artifact import HostStep
 from smartmem.runtime.opencl.program import DeviceProgram, DeviceSlot, LaunchStep
 from smartmem.schedule.gpu.choose import schedule
 from smartmem.schedule.gpu.code import CHECK, DeviceCode, DeviceTarget
+from smartmem.schedule.gpu.product import to_half
 
 Progress = Callable[[str, int, int], None]
 FILES = 8  # sources build in parallel
@@ -136,7 +137,8 @@ class _DeviceSlots(Slots[DeviceSlot]):
         if name in self.packed or name in module.constants:
             data = self.packed.get(name)
             if data is None:
-                data = np.asarray(module.constants[name], root.stored if root else None)
+                data = module.constants[name]
+                data = to_half(data) if root and root.stored == np.float16 else data
             self.weights[name] = np.asarray(data, order="C").reshape(-1)  # packed weights have axes of their own
             return DeviceSlot("weight", name, data.shape, data.dtype.name, data.dtype.name, elements=data.size)
         if any(v.name == name for v in module.outputs):

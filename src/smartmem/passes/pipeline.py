@@ -18,7 +18,6 @@ from pathlib import Path
 from smartmem.errors import InputError
 from smartmem.graph.ir import Graph
 from smartmem.kernel.stage import Kernel
-from smartmem.schedule.backend import Backend
 from smartmem.passes.eliminate import eliminate
 from smartmem.passes.fuse import fuse
 from smartmem.passes.lower import lower
@@ -29,6 +28,7 @@ from smartmem.passes.simplify import simplify
 from smartmem.passes.split_products import split_products
 from smartmem.passes.split_reductions import split_reductions
 from smartmem.passes.trace import trace
+from smartmem.schedule.backend import Backend
 
 LEVELS = ("naive", "fuse", "eliminate", "layout", "full")
 

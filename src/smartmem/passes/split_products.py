@@ -19,8 +19,8 @@ from dataclasses import replace
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.expr import load
 from smartmem.kernel.stage import Stage, reindex, tensors_read
-from smartmem.schedule.backend import Predict
 from smartmem.passes.module import HostOp, Module
+from smartmem.schedule.backend import Predict
 from smartmem.schedule.roles import align_contraction, expr_axes, factors
 
 SLICES = (2, 3, 4, 6, 8, 12, 16)

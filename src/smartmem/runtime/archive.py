@@ -7,7 +7,8 @@ at multiples of 64 bytes, so that tensors are mapped into memory where they lie:
     NAME                  bytes
     NAME.safetensors      tensors
 
-The SHA-256 are there to find damage, not to prove an origin.
+The SHA-256 are there to find damage, not to prove an origin. They are compared when a file is read for the first time;
+`remember` says when it would be read again.
 """
 
 from __future__ import annotations
@@ -16,25 +17,31 @@ import functools
 import hashlib
 import json
 import mmap
-import os
 import struct
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from smartmem.errors import ModelError, RuntimeFailure
 from smartmem.runtime import tensorfile
 from smartmem.runtime.arrays import ALIGNMENT, Array
-from smartmem.runtime.cache import replacing
+from smartmem.runtime.cache import Cache, replacing
+from smartmem.runtime.remember import remembered
+
+if TYPE_CHECKING:
+    import zipfile  # only writing needs it: a cached model should not wait for it
 
 FORMAT = 1
 SUFFIX = ".smem"
 MANIFEST = "manifest.json"
 Part = bytes | Mapping[str, Array]
+
+# As in the zip format's specification: a member's header, and the end of the archive without a comment.
+_HEADER = struct.Struct("<4sHHHHHIIIHH")
+_END = struct.Struct("<4sHHHHIIH")
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ def write(path: Path, manifest: dict[str, Any], parts: Mapping[str, Part]) -> No
     Raises:
         OSError: the file cannot be written.
     """
+    import zipfile
+
     from smartmem.version import __version__
 
     sums = {name: _sha256(part) for name, part in parts.items()}
@@ -88,8 +97,12 @@ def write(path: Path, manifest: dict[str, Any], parts: Mapping[str, Part]) -> No
             _add(archive, name, size, functools.partial(_put, part))
 
 
-def read(path: Path) -> Archive:
+def read(path: Path, cache: Cache | None = None) -> Archive:
     """Read a file that `write` wrote.
+
+    Args:
+        path: of the file.
+        cache: where it is remembered that the file matches its SHA-256; None: they are compared in any case.
 
     Raises:
         ModelError: no such file, not a compiled model, or a part of it does not match its SHA-256.
@@ -103,12 +116,20 @@ def read(path: Path) -> Archive:
         raise _damaged(path, error) from None
     if version != FORMAT:
         raise ModelError(f"{path}: format {version}, this smartmem reads {FORMAT}; compile the model again")
+    remembered(cache, "matches its SHA-256", [path], lambda: _compared(path, parts, sums))
+    try:
+        return Archive(path, manifest, {name: parts[name] for name in sums}, sums, content)
+    except KeyError as error:
+        raise _damaged(path, error) from None
+
+
+def _compared(path: Path, parts: Mapping[str, Array], sums: Mapping[str, str]) -> str:
     for name, sha in sums.items():
         if name not in parts or hashlib.sha256(parts[name].data).hexdigest() != sha:
             raise ModelError(
                 f"{path}: {name} does not match its SHA-256: the file is damaged; copy or compile it again"
             )
-    return Archive(path, manifest, {name: parts[name] for name in sums}, sums, content)
+    return "yes"
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
@@ -140,6 +161,8 @@ def _put(part: Part, file: IO[bytes]) -> None:
 
 def _add(archive: zipfile.ZipFile, name: str, size: int, write: Callable[[IO[bytes]], object]) -> None:
     """Add a member whose data starts at a multiple of 64 bytes, by padding in the header's extra field."""
+    import zipfile
+
     info = zipfile.ZipInfo(name)  # without the time: equal models give equal files
     large = size >= 1 << 30
     assert archive.fp is not None
@@ -165,18 +188,46 @@ def _map(path: Path) -> Array:
 def _parts(path: Path, content: Array) -> dict[str, Array]:
     """The zip's members as views of `content`."""
     try:
-        with zipfile.ZipFile(os.fspath(path)) as archive:
-            parts = {}
-            for info in archive.infolist():
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{info.filename} is compressed")
-                names = content[info.header_offset + 26 : info.header_offset + 30].tobytes()
-                start = info.header_offset + 30 + sum(struct.unpack("<HH", names))
-                if start + info.file_size > content.size:
-                    raise ValueError(f"{info.filename} is cut off")
-                parts[info.filename] = content[start : start + info.file_size]
-    except (zipfile.BadZipFile, ValueError, struct.error) as error:
+        if content.size < _END.size or _END.unpack(content[-_END.size :].tobytes())[0] != b"PK\5\6":
+            raise ValueError("it is no zip file, or cut off")
+        parts = dict(_members(content))
+    except (ValueError, struct.error) as error:
         raise ModelError(f"{path}: not a compiled model ({error}); make one with `smartmem compile`") from None
     if MANIFEST not in parts:
         raise ModelError(f"{path}: not a compiled model (no manifest.json); make one with `smartmem compile`")
     return parts
+
+
+def _members(content: Array) -> Iterator[tuple[str, Array]]:
+    """The members from the first header to the zip's directory, which repeats the headers.
+
+    Raises:
+        ValueError, struct.error: something that `write` does not write.
+    """
+    at = 0
+    while content[at : at + 4].tobytes() != b"PK\1\2":
+        header = _HEADER.unpack(content[at : at + _HEADER.size].tobytes())
+        magic, _, flags, method, *_, size, name_size, extra_size = header
+        begin = at + _HEADER.size + name_size
+        name = content[at + _HEADER.size : begin].tobytes().decode()
+        if magic != b"PK\3\4" or flags & 8:  # 8: the sizes follow the data
+            raise ValueError(f"no header at byte {at}")
+        if method != 0:
+            raise ValueError(f"{name} is compressed")
+        if size == 0xFFFFFFFF:
+            size = _long_size(content[begin : begin + extra_size].tobytes())
+        at = begin + extra_size + size
+        if at > content.size:
+            raise ValueError(f"{name} is cut off")
+        yield name, content[begin + extra_size : at]
+
+
+def _long_size(extra: bytes) -> int:
+    """The size in a header's extra field, where members of 4 GiB and more have it."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == 1:
+            return int(struct.unpack_from("<Q", extra, at + 4)[0])
+        at += 4 + length
+    raise ValueError("a header without a size")

@@ -13,13 +13,16 @@ or none. What cannot be stored in the cache folder goes to a temporary one that 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tempfile  # where it is needed it is imported: finding an entry should not wait for it
 
 Writer = Callable[[Path], object]
 
@@ -43,7 +46,8 @@ class Cache:
             path = _place(root, kind, key, suffix)
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 if path.with_suffix(".key").read_bytes() == key.encode() and path.is_file():
-                    os.utime(path)  # `trim` drops what was not used for longest
+                    # `trim` drops what was not used for longest. The entry's own times say when it changed.
+                    os.utime(path.with_suffix(".key"))
                     return path
         return None
 
@@ -68,6 +72,8 @@ class Cache:
     def temporary(self) -> Path:
         """A folder that is deleted with this object."""
         if self._temporary is None:
+            import tempfile
+
             self._temporary = tempfile.TemporaryDirectory(prefix="smartmem-", ignore_cleanup_errors=True)
         return Path(self._temporary.name)
 
@@ -92,7 +98,7 @@ class Cache:
         for path in (self.root / kind).glob("*/*"):
             with contextlib.suppress(OSError):
                 if path.suffix != ".key":
-                    files.append((path.stat().st_mtime, path.stat().st_size, path))
+                    files.append((_used(path), path.stat().st_size, path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= most_bytes:
@@ -104,6 +110,8 @@ class Cache:
 
     def clear(self) -> tuple[int, int]:
         """Delete every entry; the number of files and bytes that went."""
+        import shutil
+
         files, size = self.usage()
         if self.root is not None:
             for child in list(self.root.iterdir()) if self.root.is_dir() else []:
@@ -137,8 +145,8 @@ def open_cache() -> Cache:
         root = Path(platformdirs.user_cache_dir("smartmem"))
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=root):
-            pass
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         warn_unusable(root, error)
         return Cache(None)
@@ -158,6 +166,8 @@ def warn_unusable(root: Path, error: OSError) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """`with replacing(path) as temporary:` write `temporary`, which then becomes `path`; nothing stays on failure."""
+    import tempfile
+
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
@@ -175,6 +185,14 @@ def replacing(path: Path) -> Iterator[Path]:
 def _place(root: Path, kind: str, key: str, suffix: str) -> Path:
     digest = hashlib.sha256(key.encode()).hexdigest()
     return root / kind / digest[:2] / (digest + suffix)
+
+
+def _used(path: Path) -> float:
+    """When an entry was found last; without its key: when it was written."""
+    try:
+        return path.with_suffix(".key").stat().st_mtime
+    except FileNotFoundError:
+        return path.stat().st_mtime
 
 
 def _store(path: Path, key: str, write: Writer) -> Path:

@@ -19,18 +19,18 @@ import json
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smartmem.errors import CompilerError, InputError, RuntimeFailure
 from smartmem.runtime import march as isa
 from smartmem.runtime.cache import Cache
+
+if TYPE_CHECKING:
+    import subprocess  # what runs the compiler is imported there: a model from the cache should not wait for it
 
 NATIVE = Path(__file__).parent / "native"
 Progress = Callable[[str, int, int], None]
@@ -50,10 +50,12 @@ class Compiler:
     Attributes:
         command: program and leading arguments.
         zig: whether it takes zig's targets and CPU names (`skylake_avx512`) instead of gcc's (`skylake-avx512`).
+        binary: the program's file, if it is known to be the compiler and not a script that starts one.
     """
 
     command: tuple[str, ...]
     zig: bool
+    binary: Path | None = None
 
     def version(self) -> str:
         """What identifies the compiler in cache keys."""
@@ -90,6 +92,8 @@ class Compiler:
         Raises:
             RuntimeFailure: the command cannot be started.
         """
+        import subprocess
+
         environment = dict(os.environ)
         if folder is not None:
             environment["ZIG_GLOBAL_CACHE_DIR"] = environment["ZIG_LOCAL_CACHE_DIR"] = str(folder)
@@ -112,6 +116,8 @@ def find_compiler() -> Compiler:
     """
     named = os.environ.get("SMARTMEM_CC", "").strip()
     if named:
+        import shutil
+
         command = tuple(shlex.split(named))
         if shutil.which(command[0]) is None:
             raise RuntimeFailure(f"SMARTMEM_CC: no program {command[0]!r}; set it to a C compiler's command line")
@@ -125,7 +131,7 @@ def find_compiler() -> Compiler:
         ) from None
     binary = Path(ziglang.__file__).parent / ("zig.exe" if os.name == "nt" else "zig")
     if binary.is_file():
-        return Compiler((str(binary), "cc"), zig=True)
+        return Compiler((str(binary), "cc"), zig=True, binary=binary)
     return Compiler((sys.executable, "-m", "ziglang", "cc"), zig=True)
 
 
@@ -165,6 +171,9 @@ def build_library(
         CompilerError: the compiler refuses a source; the message names a copy of it.
         RuntimeFailure: the compiler cannot be run, or linking fails.
     """
+    import tempfile
+    from concurrent.futures import ThreadPoolExecutor, as_completed
+
     base = compiler_key(compiler, march)
     texts = {runtime: (NATIVE / runtime).read_text(), **sources}
     keys = {name: f"{base}\n{text}" for name, text in texts.items()}

@@ -9,12 +9,14 @@ import abc
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smartmem.errors import InputError
 from smartmem.runtime.arrays import Array, describe, fitting, listed
 from smartmem.runtime.artifact import Program
-from smartmem.runtime.opencl.program import DeviceProgram
+
+if TYPE_CHECKING:
+    from smartmem.runtime.opencl.program import DeviceProgram
 
 M = TypeVar("M", bound="CompiledModel")
 

@@ -6,16 +6,18 @@ In: a `HostStep` and its operands as arrays. Out: the array of each result, chec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smartmem.errors import RuntimeFailure
 from smartmem.runtime.arrays import Array, dtype_of
 from smartmem.runtime.artifact import HostStep, Slot
-from smartmem.runtime.opencl.program import DeviceSlot
 
-Slots = Sequence[Slot] | Sequence[DeviceSlot]
+if TYPE_CHECKING:
+    from smartmem.runtime.opencl.program import DeviceSlot
+
+    Slots = Sequence[Slot] | Sequence[DeviceSlot]
 
 
 class HostSteps:

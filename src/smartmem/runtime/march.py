@@ -41,6 +41,8 @@ ARM_MACROS = {
     "__ARM_FEATURE_SVE": "sve",
     "__ARM_FEATURE_SVE2": "sve2",
 }
+# Of /proc/cpuinfo; the others are numbers that change from processor to processor or from second to second.
+_MODEL_LINES = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU ")
 _ARM_NAMES = ("cortex", "neoverse", "apple", "armv8", "armv9", "ampere", "a64fx", "exynos", "carmel", "oryon")
 
 
@@ -65,12 +67,28 @@ def features(macros: frozenset[str]) -> list[str]:
 
 def missing_features(needed: list[str], cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     """Those of `needed` that this machine lacks; empty where the system does not say what it has."""
-    try:
-        text = cpuinfo.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return []
-    for line in text.splitlines():
+    for line in _first_processor(cpuinfo):
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
             return sorted(set(needed) - set(value.split()))
     return []
+
+
+def cpu_text(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """What the system says of the CPU's model and features, None where it does not."""
+    told = [line for line in _first_processor(cpuinfo) if line.startswith(_MODEL_LINES)]
+    return "".join(told) if any(line.startswith(("flags", "Features")) for line in told) else None
+
+
+def _first_processor(cpuinfo: Path) -> list[str]:
+    """The lines up to the second processor's: the whole of a large machine's takes long to make."""
+    lines: list[str] = []
+    try:
+        with cpuinfo.open(encoding="ascii", errors="replace") as file:
+            for line in file:
+                if lines and not line.strip():
+                    break
+                lines.append(line)
+    except OSError:
+        pass
+    return lines

@@ -13,7 +13,6 @@ unless steps run on the host. It does hold machine code: load files only from wh
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
@@ -62,14 +61,15 @@ def load(path: Path, threads: int | None = None, cache: Cache | None = None) -> 
     Args:
         path: a file that `save` wrote.
         threads: size of the thread pool; None: one per usable physical core.
-        cache: where the library is unpacked to; None: the user's cache.
+        cache: where the library is unpacked to, and where it is remembered that the file matches its SHA-256; None: the
+            user's cache.
 
     Raises:
         ModelError: no such file, not a compiled model, or a part of it does not match its SHA-256.
         RuntimeFailure: this machine cannot run it.
     """
-    file = archive.read(path)
     cache = cache or open_cache()
+    file = archive.read(path, cache)
     if "device" in file.manifest:
         from smartmem.runtime.opencl.package import load as load_for_device
 
@@ -146,6 +146,8 @@ def step_out(step: Any) -> dict[str, Any]:
     """A step of either kind of program as JSON."""
     entry = asdict(step)
     if isinstance(step, HostStep):
+        import base64
+
         entry["proto"] = base64.b64encode(step.proto).decode()
         if "attrs" in entry:  # the rest of them is in `proto`
             entry["attrs"] = {name: value for name, value in entry["attrs"].items() if name in _HOST_ATTRS}
@@ -156,6 +158,8 @@ def host_step_in(entry: dict[str, Any]) -> HostStep | None:
     """A host step from JSON; None: the step is of another kind."""
     if "proto" not in entry:
         return None
+    import base64
+
     operands = {name: tuple(entry[name]) for name in ("inputs", "outputs")}
     return HostStep(**{**entry, **operands, "proto": base64.b64decode(entry["proto"])})
 

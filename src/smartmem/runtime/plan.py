@@ -14,10 +14,13 @@ Host steps are not in the table: the model runs the stretches of native steps be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from smartmem.codegen.comment import comment
 from smartmem.runtime.artifact import HostStep, NativeStep, Program
-from smartmem.runtime.opencl.program import DeviceProgram
+
+if TYPE_CHECKING:
+    from smartmem.runtime.opencl.program import DeviceProgram
 
 
 @dataclass(frozen=True)

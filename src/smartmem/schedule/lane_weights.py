@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,13 +23,17 @@ from smartmem.codegen.c_index import along
 from smartmem.index.lin import Digit, Lin, axes_of, lin
 from smartmem.index.map import evaluate
 from smartmem.kernel.expr import Expr, Iota, Load, load, rebuild
+from smartmem.schedule.gpu import loops as device_loops
 from smartmem.schedule.loops import Nest
 
 Array = np.ndarray[Any, Any]
+AnyNest = TypeVar("AnyNest", Nest, device_loops.Nest)
 SMALL = 4096  # elements that a copy may have even where that is more than the constant has
 
 
-def lane_weights(nest: Nest, lane: Lane, constants: Mapping[str, Array], kernel: str) -> tuple[Nest, dict[str, Array]]:
+def lane_weights(
+    nest: AnyNest, lane: Lane, constants: Mapping[str, Array], kernel: str
+) -> tuple[AnyNest, dict[str, Array]]:
     """The nest that reads packed copies of constants, and these by name (unique for the kernel that is so called)."""
     packed: dict[str, Array] = {}
     replaced: dict[tuple[str, Lin], Expr] = {}
@@ -46,7 +50,9 @@ def lane_weights(nest: Nest, lane: Lane, constants: Mapping[str, Array], kernel:
     return replace(nest, bodies=bodies), packed
 
 
-def _packed(node: Load, nest: Nest, lane: Lane, data: Array, name: str, packed: dict[str, Array]) -> Expr:
+def _packed(
+    node: Load, nest: Nest | device_loops.Nest, lane: Lane, data: Array, name: str, packed: dict[str, Array]
+) -> Expr:
     """The load of a copy in loop order, which is added to `packed`; the load itself where a copy would not help."""
     address = node.index[0]
     loops = set(axes_of(address))

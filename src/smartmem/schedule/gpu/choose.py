@@ -29,6 +29,8 @@ from smartmem.schedule.roles import is_contraction
 
 Array = np.ndarray[Any, Any]
 
+MANY_UNITS = 32  # compute units from which on a launch costs more than reducing a few rows again in every tile
+
 
 def schedulable(kernel: Kernel, constants: set[str], target: DeviceTarget) -> str:
     """ "" if a device schedule computes the kernel well, else the reason."""
@@ -58,6 +60,8 @@ def schedulable(kernel: Kernel, constants: set[str], target: DeviceTarget) -> st
         inside = {s.name for s in kernel.stages[:last]}
         if any(inside & set(tensors_read(s.body)) for s in after):
             return "a stage behind the product reads what is before it"
+        if target.device.compute_units < MANY_UNITS:
+            return "every column tile of the product would reduce its rows again, which a small device notices"
         return statistics.refusal(kernel.stages[:last], kernel.rows)
     parts = attention.take_apart(kernel)
     if isinstance(parts, str):
@@ -89,7 +93,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     if kernel.rows is None:
         if not cpu_nest.accepts(kernel):
             raise CompilerError(f"no schedule accepts kernel {kernel.tensor}; please report this")
-        return nest.schedule(kernel, storages, target)
+        return nest.schedule(kernel, storages, target, constants)
     contracted = [s for s in kernel.stages if is_contraction(s, kernel.rows)]
     if not contracted:
         return rows.schedule(kernel, storages, target)

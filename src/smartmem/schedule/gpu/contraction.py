@@ -38,7 +38,7 @@ from smartmem.schedule.gpu.code import (
 )
 from smartmem.schedule.gpu.loops import ease
 from smartmem.schedule.gpu.nest import reader, store
-from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack
+from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
 from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
 from smartmem.schedule.gpu.tile import ALIGNED, PAD, Staged, Stager, Tile, choose_tile, multiply, staged
 from smartmem.schedule.pipeline import batch_axes, batch_first
@@ -134,7 +134,8 @@ def _tile(
     packed_b = None
     if operands[1] is None:
         slot = f"{job.name}.packed"
-        weights[slot] = pack(product, constants).astype(np.float16 if target.half else np.float32)
+        values = pack(product, constants)
+        weights[slot] = to_half(values) if target.half else values
         pointer = job.arguments.buffer(slot, "half" if target.half else "float")
         right = packed_operand(weights[slot], pointer, tile, job.arguments.bounds(slot, address=weights[slot].size))
         packed_b = packed(slot, weights[slot].shape, weights[slot].itemsize)

@@ -23,7 +23,7 @@ from smartmem.codegen.writer import Writer
 from smartmem.device import Device
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import K, N
-from smartmem.schedule.gpu.product import Product, pack
+from smartmem.schedule.gpu.product import Product, pack, to_half
 from smartmem.schedule.gpu.tile import ALIGNED, Staged
 
 Array = np.ndarray[Any, Any]
@@ -112,7 +112,7 @@ def pack_matrix(product: Product, constants: Mapping[str, Array]) -> Array:
     plain = pack(product, constants)[:, :, : product.extents[N]]
     depth = -(-product.extents[K] // RUN) * RUN
     result = np.zeros((plain.shape[0], product.extents[N], depth), np.float16)
-    result[:, :, : product.extents[K]] = plain.transpose(0, 2, 1)
+    result[:, :, : product.extents[K]] = to_half(plain.transpose(0, 2, 1))
     return result
 
 

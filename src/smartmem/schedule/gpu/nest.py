@@ -13,20 +13,23 @@ the parts up.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from smartmem.codegen.c_expr import C_TYPES, LocalReader, Value, lane_free
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter, cl_guards
-from smartmem.codegen.cl_memory import MemoryAccess, shifted
+from smartmem.codegen.cl_memory import CL_TYPES, LinearBuffer, MemoryAccess, shifted
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin
 from smartmem.kernel.expr import Choose, DType, Expr, is_zero
-from smartmem.kernel.stage import Kernel
-from smartmem.layout.memory import LANES
+from smartmem.kernel.stage import Kernel, tensors_read
+from smartmem.layout.memory import LANES, DeviceStorage
+from smartmem.layout.storage import dense
 from smartmem.schedule.gpu.code import (
     Arguments,
     DeviceCode,
@@ -38,21 +41,39 @@ from smartmem.schedule.gpu.code import (
     power_of_two,
 )
 from smartmem.schedule.gpu.loops import Nest, build, choose_lane
+from smartmem.schedule.gpu.product import to_half
 from smartmem.schedule.gpu.sweeps import of_nest
+from smartmem.schedule.lane_weights import lane_weights
 from smartmem.schedule.nest import combined, initial
 
+Array = np.ndarray[Any, Any]
+
 GROUP = 128
+SMALL = 4096  # weights that stay in float when others are stored as halves
 LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
 UNROLLED = 16  # iterations of the innermost loop of a window whose loads may be under way together
 SHARED = 64  # terms of a reduction from which on a group may share it
 
 
-def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> DeviceCode:
+def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants: Mapping[str, Array]) -> DeviceCode:
     """OpenCL C of a kernel whose stages share the axes of its output."""
     nest = build(kernel, storages)
     arguments, writer = Arguments(storages, target.check), new_writer()
-    memories = memories_of(kernel, arguments)
     lane = choose_lane(nest, kernel)
+    weights: dict[str, Array] = {}
+    if lane is not None:
+        fixed = {name: constants[name] for name in kernel.inputs() if name in constants}
+        nest, weights = lane_weights(nest, lane, fixed, kernel.tensor)
+    read = list(dict.fromkeys(name for body in nest.bodies for name in tensors_read(body)))
+    memories = memories_of(kernel, arguments, [n for n in read if n not in weights and n not in kernel.local()])
+    for name, data in weights.items():
+        stored = to_half(data) if target.half and data.size > SMALL else data
+        weights[name] = stored.reshape(-1)
+        pointer = arguments.buffer(name, CL_TYPES[stored.dtype.name])
+        memories[name] = LinearBuffer(pointer, stored.dtype, arguments.bounds(name, address=data.size))
+        flat = dense(name, (data.size,), np.dtype(np.float32))
+        place = DeviceStorage(name, flat.shape, flat.dtype, flat.address, flat.elements, stored.dtype)
+        storages = {**storages, name: place}
     items = math.prod(nest.extents[: nest.space]) // (LANES if lane else 1)
     share = _share(kernel, nest, items, target)
     group = power_of_two(min(GROUP, target.device.max_work_group))
@@ -68,8 +89,10 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
     vector = kernel.output.dtype == np.float32
     sweeps = of_nest(nest, lane, share, columns, groups, storages, kernel.local(), output, vector)
     local = columns * share
-    return DeviceCode(writer.text(), arguments.parameters, arguments.slots, (groups * local,), (local,), family=family,
-                      sweeps=sweeps, checks=arguments.checks)  # fmt: skip
+    return DeviceCode(
+        writer.text(), arguments.parameters, arguments.slots, (groups * local,), (local,), weights, family,
+        sweeps=sweeps, checks=arguments.checks,
+    )  # fmt: skip
 
 
 def _share(kernel: Kernel, nest: Nest, items: int, target: DeviceTarget) -> int:

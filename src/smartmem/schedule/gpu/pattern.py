@@ -1,10 +1,10 @@
 """Which work-item touches which place when: the access pattern of a device kernel, as data.
 
 A schedule describes what it emits as `Sweep`s: loads and stores (`Access`, with the very places that the code has) over
-loop axes, and each loop axis as a Lin over four *positions*: the work-group's linear number, the work-item in it, the
-step of the loop that all items run together, and the round in a step; NUMBER is a work-item's own number, stopped at
-the last one. `counters` replays them through a model of the
-caches; the code itself does not depend on them.
+loop axes, and each loop axis as a Lin over *positions*: the work-group's linear number (GROUP), the work-item in it
+(ITEM), the step of the loop that all items run together (STEP), the round in a step (ROUND), and a work-item's own
+number, stopped at the last one (NUMBER). `counters` replays them through a model of the caches; the code itself does
+not depend on them.
 
 Worked example: item ``i`` of group ``g`` (128 items) reads the vector ``x[4 * (128*g + i)]``: one loop axis with the
 value ``512*GROUP + 4*ITEM``, one access with the place ``(axis,)`` and four values.

@@ -107,6 +107,14 @@ def _strides(
     return best
 
 
+def to_half(values: Array) -> Array:
+    """Halves; finite values beyond their range (the masks of attention) become the largest of them."""
+    with np.errstate(over="ignore"):
+        halves = np.asarray(values).astype(np.float16)
+    beyond = np.isinf(halves) & np.isfinite(values)
+    return np.where(beyond, np.copysign(np.float16(65504), halves), halves) if beyond.any() else halves
+
+
 def is_constant(product: Product, constants: Mapping[str, Array]) -> bool:
     """Whether operand B is known at compile time."""
     return all(name in constants for name in tensors_read(product.b))

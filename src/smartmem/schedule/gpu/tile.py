@@ -57,9 +57,13 @@ TILES = (
     Tile(16, 32, 32, 4, 4, 4), Tile(4, 64, 64, 4, 4, 8), Tile(4, 32, 64, 4, 4, 16), Tile(4, 16, 64, 4, 4, 16),
 )  # fmt: skip
 
+CPU_TILE = Tile(32, 32, 64, 4, 4)  # quick to compile, and its accumulators stay in registers
+
 
 def choose_tile(batch: int, m: int, n: int, k: int, device: Device) -> Tile:
     """The tile of least predicted time: padded work over the busy share of the device, plus the latency of steps."""
+    if device.kind == "cpu":
+        return CPU_TILE
     return min((t for t in TILES if _fits(t, device)), key=lambda t: predicted(t, batch, m, n, k, device))
 
 

@@ -1,0 +1,111 @@
+"""Contractions on matrix units, on a device without any: the instruction is emulated by an exchange in local memory.
+
+The emulation is written from NVIDIA's description of ``mma.m16n8k16`` alone: which work-item holds which element of the
+blocks A (16x16), B (16x8) and C (16x8). A kernel that reads or stores a fragment elsewhere gives wrong products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+from tests.support.random_graphs import Array, Builder
+
+from smartmem.compiler import build_device_program
+from smartmem.device import Device, DeviceOptions
+from smartmem.runtime.cache import Cache
+from smartmem.runtime.opencl.model import DeviceModel
+from smartmem.runtime.opencl.program import DeviceProgram
+from smartmem.schedule.gpu import matrix
+
+WORDS = 6  # 32-bit registers of a work-item: four of A, two of B
+EMULATION = """
+inline float sm_half_of(const __local uint *words, int half_) { return vload_half(half_, (const __local half *)words); }
+inline void sm_emulate(float *c, const uint *a, const uint *b, __local uint *all) {
+    const int lane = get_local_id(0) % 32, row = lane / 4, column = lane % 4 * 2;
+    __local uint *warp = all + get_local_id(0) / 32 * 32 * 6;
+    for (int r = 0; r < 4; ++r) warp[lane * 6 + r] = a[r];
+    for (int r = 0; r < 2; ++r) warp[lane * 6 + 4 + r] = b[r];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int e = 0; e < 4; ++e) {
+        const int m = row + e / 2 * 8, n = column + e % 2;
+        for (int k = 0; k < 16; ++k) {
+            const int pair = k % 8 / 2, upper = k / 8;
+            c[e] += sm_half_of(warp + (m % 8 * 4 + pair) * 6 + m / 8 + 2 * upper, k % 2)
+                  * sm_half_of(warp + (n * 4 + pair) * 6 + 4 + upper, k % 2);
+        }
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+}
+#define sm_multiply(c, a, b) sm_emulate(c, a, b, exchange)
+"""
+
+
+def emulated(program: DeviceProgram) -> DeviceProgram:
+    """The program with the instruction replaced; every kernel with such blocks gets memory for the exchange."""
+    sources = {}
+    for name, text in program.sources.items():
+        prelude, *kernels = text.replace(matrix.PTX, EMULATION).split("__kernel ")
+        assert "asm" not in prelude
+        for number, kernel in enumerate(kernels):
+            if "sm_multiply(" in kernel:
+                items = int(kernel.partition("work_group_size(")[2].partition(",")[0])
+                head, brace, body = kernel.partition(") {\n")
+                kernels[number] = f"{head}{brace}    __local uint exchange[{items * WORDS}];\n{body}"
+        sources[name] = "__kernel ".join([prelude, *kernels])
+    program.sources = sources
+    return program
+
+
+def stored(g: Builder, *shape: int) -> str:
+    """A tensor that a kernel stores in halves (inputs stay in float, which matrix units do not take)."""
+    x = g.input(*(1,) * (4 - len(shape)), *shape)
+    pooled = g.op("MaxPool", [x], kernel_shape=[1, 2], pads=[0, 0, 0, 1])
+    return str(g.op("Reshape", [pooled, g.ints(*shape)], shape))
+
+
+def products(g: Builder) -> list[str]:
+    results = []
+    for m, n, k in ((16, 8, 16), (17, 9, 18), (64, 64, 64), (49, 32, 49), (130, 40, 72), (8, 100, 200)):
+        results.append(g.op("Relu", [g.op("MatMul", [stored(g, m, k), g.weight(k, n)], (m, n))], (m, n)))
+        results.append(g.op("MatMul", [stored(g, m, k), stored(g, k, n)], (m, n)))
+    return results
+
+
+def turned_and_batched(g: Builder) -> list[str]:
+    x, y = stored(g, 3, 24, 40), stored(g, 3, 24, 40)
+    other = g.op("Transpose", [y], (3, 40, 24), perm=[0, 2, 1])
+    left = g.op("Transpose", [x], (3, 40, 24), perm=[0, 2, 1])
+    first = g.op("MatMul", [x, other], (3, 24, 24))
+    last = g.op("Transpose", [g.op("MatMul", [left, y], (3, 40, 40))], (40, 3, 40), perm=[1, 0, 2])
+    return [first, last]
+
+
+def convolutions(g: Builder) -> list[str]:
+    x = stored(g, 1, 16, 9, 10)
+    return [
+        g.op("Conv", [x, g.weight(24, 16, 3, 3), g.weight(24)], pads=[1, 1, 1, 1]),
+        g.op("Conv", [x, g.weight(12, 16, 1, 1)], strides=[2, 2]),
+        g.op("Conv", [x, g.weight(32, 8, 3, 3)], group=2),
+    ]
+
+
+@pytest.mark.parametrize("case", [products, turned_and_batched, convolutions])
+@pytest.mark.parametrize("memory", ["buffer", "texture"])
+def test_products(device: Device, tmp_path, case, memory: str) -> None:
+    g = Builder(11)
+    model: onnx.ModelProto = g.model(case(g))
+    feeds: dict[str, Array] = g.feeds()
+    expected = ReferenceEvaluator(model).run(None, feeds)
+    options = DeviceOptions(memory, "fp16", check=True)  # type: ignore[arg-type]
+    units = replace(device, matrix_units=True)
+    program = emulated(build_device_program(model, level="full", device=units, options=options))
+    count = sum(text.count("__local uint exchange[") for text in program.sources.values())
+    assert count >= len(expected) - 1, "these are not computed on matrix units"
+    made = DeviceModel(program, device, cache=Cache(tmp_path))
+    for got, want in zip(made.run(feeds), expected, strict=True):
+        assert np.max(np.abs(got - want)) < 3e-3 * np.max(np.abs(want))
+    made.close()
