@@ -140,6 +140,15 @@ def test_program_key_follows_options(tmp_path):
     assert key(proto) == key(proto)
 
 
+def test_unusual_external_data_has_no_key(tmp_path):
+    path = tmp_path / "m.onnx"
+    for content in (b"", b"\x08location", b"\x0a\x08location\x12\x80\x01" + bytes(200)):
+        path.write_bytes(content)
+        assert key(path) is None
+    path.write_bytes(b"no external data")
+    assert key(path) is not None
+
+
 def test_links_are_left_to_the_frontend(tmp_path):
     model = make_model(tmp_path / "a", external=True)
     data = tmp_path / "a" / "m.data"

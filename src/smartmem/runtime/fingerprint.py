@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import mmap
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 # StringStringEntryProto {1: "location", 2: name}: field 1, length 8, "location", field 2, length, name
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\xff])")
+_KEY = re.compile(rb"\x08location")
 _ROOT = Path(__file__).parent.parent
 _LONG = 128  # lengths from here on take two bytes; such names are not looked for
 
@@ -132,21 +134,22 @@ def _file_digests(path: Path, cache: Cache | None) -> list[str] | None:
 
 def _model_facts(path: Path) -> str:
     """SHA-256 of a model file and the names of its external files, as JSON."""
-    data = path.read_bytes()
-    names = sorted({os.fsdecode(name) for name in _locations(data)})
-    return json.dumps([hashlib.sha256(data).hexdigest(), *names])
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        names = sorted({os.fsdecode(name) for name in _locations(data)})
+        return json.dumps([hashlib.sha256(data).hexdigest(), *names])
 
 
-def _locations(data: bytes) -> list[bytes]:
+def _locations(data: mmap.mmap) -> list[bytes]:
     """Names of external files.
 
     Raises:
         ValueError: there may be more of them than are understood here.
     """
     names = []
-    if len(_LOCATION.findall(data)) != data.count(b"\x08location"):
+    matches = list(_LOCATION.finditer(data))
+    if len(matches) != len(_KEY.findall(data)):
         raise ValueError("external data that is written in an unusual way")
-    for match in _LOCATION.finditer(data):
+    for match in matches:
         length = match.group(1)[0]
         if length >= _LONG:
             raise ValueError("a long name of external data")

@@ -18,7 +18,7 @@ from pathlib import Path
 from smartmem.runtime.cache import Cache
 
 _KIND = "facts"
-_MOST_BYTES = 1 << 20  # of texts, which have 64 bytes or a few kilobytes
+_MOST_BYTES = 1 << 18  # of texts, which have 64 bytes or a few kilobytes
 _SETTLED_NS = 2_000_000_000  # FAT's clock ticks every two seconds
 
 
