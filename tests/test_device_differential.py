@@ -30,7 +30,7 @@ def check(cases: list[Case], device: Device, folder: Path, level: str, options: 
 
 @pytest.mark.parametrize(
     "level, memory, seeds",
-    [("full", "auto", range(8)), ("layout", "texture", range(100, 106)), ("fuse", "buffer", range(200, 204))],
+    [("full", "auto", range(8)), ("layout", "texture", range(100, 106)), ("naive", "buffer", range(200, 204))],
 )
 def test_float(device: Device, tmp_path: Path, level: str, memory: str, seeds: range) -> None:
     named = named_cases() if level == "full" else []

@@ -62,7 +62,7 @@ class Outcome:
     host: int = 0
 
 
-def all_cases() -> Iterator[Case]:
+def _cases() -> Iterator[Case]:
     from onnx.backend.test.loader import load_model_tests
 
     for test in load_model_tests(kind="node"):
@@ -97,7 +97,7 @@ def _stored(folder: Path, model: onnx.ModelProto) -> tuple[list[Any], list[Any]]
     return read("input", model.graph.input), read("output", model.graph.output)
 
 
-def difference(case: Case, results: list[Any]) -> str:
+def _difference(case: Case, results: list[Any]) -> str:
     """What is wrong with the results, "" if nothing is."""
     for got, want in zip(results, case.expected, strict=True):
         several = isinstance(want, list)
@@ -131,7 +131,7 @@ def _run(cases: list[Case], cache: Cache) -> Outcome:
         outcome.host += 1
         try:
             results = load_alone(program, cache).run({spec.name: case.feeds[spec.name] for spec in program.inputs})
-            outcome.failures[case.name] = difference(case, results)
+            outcome.failures[case.name] = _difference(case, results)
         except (SmartmemError, AttributeError) as error:
             outcome.failures[case.name] = f"{type(error).__name__}: {error}"
     for start in range(0, len(native), BATCH):
@@ -153,10 +153,10 @@ def _run_batch(cases: list[Case], cache: Cache, outcome: Outcome) -> None:
         _run_batch(cases[len(cases) // 2 :], cache, outcome)
         return
     for case, result in zip(cases, results, strict=True):
-        outcome.failures[case.name] = difference(case, result)
+        outcome.failures[case.name] = _difference(case, result)
 
 
-def listed() -> set[str]:
+def _listed() -> set[str]:
     lines = (line.split("#")[0].strip() for line in LIST.read_text().splitlines())
     return {line for line in lines if line}
 
@@ -165,7 +165,7 @@ def listed() -> set[str]:
 def cases() -> list[Case]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        return list(all_cases())
+        return list(_cases())
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["data", "constants"])
@@ -173,7 +173,7 @@ def test_node_tests(cases: list[Case], frozen: bool, tmp_path: Path) -> None:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         outcome = _run([case.frozen() for case in cases] if frozen else cases, Cache(tmp_path))
-    found, listed = set(outcome.failures), listed()
+    found, listed = set(outcome.failures), _listed()
     new = "\n".join(f"{name}: {outcome.failures[name][:300]}" for name in sorted(found - listed))
     assert not new, f"new failures:\n{new}"
     gone = ", ".join(sorted(listed - found))

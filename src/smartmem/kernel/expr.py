@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
@@ -95,6 +95,8 @@ class Choose(_Interned):
 Expr: TypeAlias = Load | Const | Iota | Alu | Choose
 
 _table: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+_loads: WeakKeyDictionary[Expr, tuple[Load, ...]] = WeakKeyDictionary()  # what `loads` and `index_values` found
+_values: WeakKeyDictionary[Expr, tuple[Lin, ...]] = WeakKeyDictionary()
 
 
 def _intern(key: Any, build: Callable[[], Any]) -> Any:
@@ -173,7 +175,11 @@ def walk(expr: Expr) -> Iterator[Expr]:
 
 def loads(expr: Expr) -> list[Load]:
     """The distinct loads of an expression."""
-    return [node for node in walk(expr) if isinstance(node, Load)]
+    if isinstance(expr, Load):
+        return [expr]
+    if expr not in _loads:
+        _loads[expr] = tuple(node for node in walk(expr) if isinstance(node, Load))
+    return list(_loads[expr])
 
 
 def rebuild(expr: Expr, leaf: Callable[[Load | Iota], Expr], guard: Callable[[Guard], Guard] = lambda g: g) -> Expr:
@@ -204,15 +210,18 @@ def cost(expr: Expr) -> int:
 
 def index_values(body: Expr) -> list[Lin]:
     """Every Lin in an expression."""
-    values: list[Lin] = []
-    for node in walk(body):
-        if isinstance(node, Load):
-            values += node.index
-        elif isinstance(node, Iota):
-            values.append(node.lin)
-        elif isinstance(node, Choose):
-            values += (g.lin for g in node.guards)
-    return values
+    known = _values.get(body)
+    if known is None:
+        values: list[Lin] = []
+        for node in walk(body):
+            if isinstance(node, Load):
+                values += node.index
+            elif isinstance(node, Iota):
+                values.append(node.lin)
+            elif isinstance(node, Choose):
+                values += (g.lin for g in node.guards)
+        known = _values[body] = tuple(values)
+    return list(known)
 
 
 def map_lins(expr: Expr, change: Mapping[Lin, Lin]) -> Expr:

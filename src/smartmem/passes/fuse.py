@@ -32,6 +32,7 @@ from smartmem.schedule.roles import align_contraction, factors
 
 MAX_REPEAT = 4  # a prologue may be evaluated this many times per element if it is not cheap
 CHEAP = 2
+HEAVY = 128  # operations per element that no other kernel computes on the way
 
 
 def fuse(
@@ -193,6 +194,8 @@ class _Fuser:
         stage, user = producer.output, consumer.output
         if _repeats(stage, user) > MAX_REPEAT and cost(stage.body) > CHEAP:
             return None
+        if _repeats(stage, user) > 1 and (_is_heavy(producer) or (_is_heavy(consumer) and cost(stage.body) > CHEAP)):
+            return None
         return Kernel.of(inline(user, stage))
 
     def _epilogue(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
@@ -232,6 +235,8 @@ class _Fuser:
         return False
 
     def _prologue_or_rows(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
+        if _is_heavy(producer) or _is_heavy(consumer):
+            return None
         if _is_pointwise(producer):
             stage = producer.output
             users = [s for s in consumer.stages if stage.name in tensors_read(s.body)]
@@ -278,6 +283,8 @@ class _Fuser:
             return f"its result is read by {len(readers)} kernels"
         if self.keep_layouts and _is_rearranged_product(producer, consumer):
             return "a rearrangement and a many-to-many operator: level `eliminate` joins them"
+        if _is_heavy(producer) or _is_heavy(consumer):
+            return "one of them computes so much per element that it has a kernel of its own"
         joined = join_rows(producer, consumer)
         reason = joined if isinstance(joined, str) else self.backend.schedulable(joined, set(self.module.constants))
         if legality(mapping_of(producer.stages), mapping_of(consumer.stages)) is Legality.ROWS:
@@ -313,6 +320,11 @@ def _is_pointwise(kernel: Kernel) -> bool:
     """One stage of any mapping type but many-to-many: it can be computed wherever its result is loaded."""
     single = len(kernel.stages) == 1 and kernel.store is None
     return single and mapping_of(kernel.output) is not Mapping.MANY_TO_MANY
+
+
+def _is_heavy(kernel: Kernel) -> bool:
+    """Whether it is a pointwise kernel that needs a schedule of its own, because it computes so much per element."""
+    return _is_pointwise(kernel) and cost(kernel.output.body) > HEAVY
 
 
 def _reads(step: Kernel | HostOp) -> list[str]:

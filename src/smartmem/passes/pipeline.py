@@ -28,6 +28,7 @@ from smartmem.passes.simplify import simplify
 from smartmem.passes.split_products import split_products
 from smartmem.passes.split_reductions import split_reductions
 from smartmem.passes.trace import trace
+from smartmem.passes.winograd import winograd
 from smartmem.schedule.backend import Backend
 
 LEVELS = ("naive", "fuse", "eliminate", "layout", "full")
@@ -48,6 +49,8 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
         passes.append(("eliminate", eliminate))
     if rank >= LEVELS.index("layout"):
         passes.append(("split_reductions", split_reductions))
+    if rank >= LEVELS.index("full") and backend is None:
+        passes.append(("winograd", winograd))
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:
         passes.append(("split_products", lambda m: split_products(m, predict)))
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))

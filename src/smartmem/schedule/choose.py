@@ -1,6 +1,7 @@
 """Schedule families, tried in order: the first that accepts a kernel computes it, the fallback is last.
 
 row pipelines   contraction, attention, row reduction   (`rows`)
+transforms      pointwise kernels that choose by axes   (`unrolled`)
 nests           window, pointwise, fallback             (`nest`)
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 from smartmem.errors import CompilerError
 from smartmem.kernel.stage import Kernel
 from smartmem.layout.storage import Storage
-from smartmem.schedule import nest, rows
+from smartmem.schedule import nest, rows, unrolled
 from smartmem.schedule.backend import Backend
 from smartmem.schedule.code import KernelCode, Target
 from smartmem.schedule.loops import build, choose_lane
@@ -34,7 +35,7 @@ def schedule(
         if as_rows is None:
             if not nest.accepts(kernel):
                 raise CompilerError(f"no schedule accepts kernel {kernel.tensor}; please report this")
-            return nest.schedule(kernel, storages, target, constants)
+            return unrolled.schedule(kernel, storages, target) or nest.schedule(kernel, storages, target, constants)
         kernel = as_rows
     reason = rows.accepts(kernel)
     if reason:

@@ -233,7 +233,9 @@ def _shared_step(pipeline: Pipeline) -> int | None:
     first = pipeline.regions[0].contraction
     if pipeline.batches == 1 or len(pipeline.regions) > 1 or first is None or is_dynamic(first, pipeline.constants):
         return None
-    return batch_step(walk_of(pipeline, first), pipeline.batches)
+    walk = walk_of(pipeline, first)
+    step = batch_step(walk, pipeline.batches)
+    return step if step is not None and step <= max(walk.run, pipeline.target.lanes) else None
 
 
 def _tiling(pipeline: Pipeline) -> Tiling:

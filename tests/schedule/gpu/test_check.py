@@ -72,6 +72,7 @@ def test_numbers_are_unique_and_equal_kernels_are_emitted_once(device: Device) -
     kernels = [step.kernel for step in made.steps]  # type: ignore[union-attr]
     assert len(set(kernels)) < len(kernels)
     assert len(set(made.checks)) == len(made.checks)
+    assert any(".packed" in text for text in made.checks)  # weights are checked too
     first = [int(n) for text in made.sources.values() for n in re.findall(r"first_check = (\d+);", text)]
     assert len(set(first)) == len(first) == len(set(kernels))
 

@@ -50,7 +50,7 @@ def differences(case: DeviceCase, results: Sequence[Array], tolerance: float) ->
 @pytest.mark.parametrize(
     "level, memory, precision, check",
     [
-        ("full", "texture", "fp32", True), ("full", "buffer", "fp16", False), ("naive", "buffer", "fp32", False),
+        ("full", "texture", "fp32", True), ("full", "buffer", "fp16", False),
     ],
 )  # fmt: skip
 def test_results(

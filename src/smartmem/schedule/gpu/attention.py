@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import LocalReader, Value
+from smartmem.codegen.c_expr import Emitter, LocalReader, Value
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
 from smartmem.codegen.cl_memory import LocalRows, MemoryAccess
@@ -271,5 +271,12 @@ class _Attention:
 
 
 def _row_reader(number: int) -> LocalReader:
-    """Reads the value of the row in hand."""
-    return lambda emitter, _: Value(f"row_{number}[{emitter.context.axes.names[M]} - m0]")
+    """Reads the value of the row in hand, or of four rows where these are the lane."""
+
+    def read(emitter: Emitter, _: tuple[Lin, ...]) -> Value:
+        lane, row = emitter.context.lane, f"{emitter.context.axes.names[M]} - m0"
+        if lane is not None and lane.axis == M:
+            return Value(f"vload4(0, row_{number} + {row})", True)
+        return Value(f"row_{number}[{row}]")
+
+    return read

@@ -1,0 +1,177 @@
+"""Pointwise kernels that choose by an axis: it is unrolled, so choices are free and what they share is computed once.
+
+In the transforms of a Winograd convolution each of 36 results is another sum of the same 36 loads. The definition is a
+chain of choices by small axes (``i == 0: ..., i == 1: ...``). Here every value of these axes gets its expression, all
+of them are computed next to each other, in vectors along the lane, and common subexpressions are computed once. Where
+other guards remain (padding) there is a second copy of the lane loop without them, for the places where all hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from smartmem.codegen.c_expr import Context, Emitter, Lane, c_guards, lane_free
+from smartmem.codegen.c_index import Axes
+from smartmem.codegen.writer import Writer
+from smartmem.index.lin import Digit, Lin, axis_digit
+from smartmem.index.map import Guard
+from smartmem.index.substitute import substitute
+from smartmem.kernel.expr import Alu, Choose, Expr, alu, choose, index_values, map_lins, operands, walk
+from smartmem.kernel.stage import Kernel
+from smartmem.layout.storage import Storage, dense
+from smartmem.schedule.code import Arguments, KernelCode, Target
+from smartmem.schedule.loops import Nest, build, choose_lane
+from smartmem.schedule.nest import store_vector
+
+LONGEST = 8  # extent of an axis worth unrolling
+TASKS = 64
+
+
+def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) -> KernelCode | None:
+    """C code of a kernel whose only stage chooses by axes, None for others."""
+    if len(kernel.stages) != 1 or kernel.output.reduce:
+        return None
+    if not any(_is_selection(g) for n in walk(kernel.output.body) if isinstance(n, Choose) for g in n.guards):
+        return None
+    nest = build(kernel, storages)
+    chosen = _selecting(nest)
+    lane = choose_lane(nest, kernel, target.lanes)
+    if not chosen or lane is None or lane.axis in chosen:
+        return None
+    arguments, writer = Arguments(), Writer()
+    pointers = arguments.tensors([*kernel.inputs(), kernel.tensor], storages)
+    for line in arguments.declarations(storages[kernel.tensor].buffer):
+        writer.line(line)
+    names = {axis: f"i{axis}" for axis in range(nest.space)}
+    flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in kernel.inputs()}
+    context = Context(Axes(names, nest.extents), flat, pointers, lane=lane)
+    results = _results(nest, chosen)
+    guards = tuple(
+        dict.fromkeys(g for body, _ in results for n in walk(body) if isinstance(n, Choose) for g in n.guards)
+    )
+    if not all(lane_free((g,), lane) for g in guards):
+        return None
+    loops = [a for a in range(nest.space) if a not in chosen and a != lane.axis]
+    outer = _outer(nest, loops)
+    with writer.loop("t", "end", "begin"), ExitStack() as opened:
+        inner = math.prod(nest.extents[a] for a in loops[:outer])
+        for axis in loops[:outer]:
+            inner //= nest.extents[axis]
+            writer.line(f"const long {names[axis]} = t / {inner} % {nest.extents[axis]};")
+        for axis in loops[outer:]:
+            opened.enter_context(writer.loop(names[axis], nest.extents[axis]))
+        if guards:
+            with writer.block(f"if ({c_guards(guards, context.axes)})"):
+                _lane_loop(context, [(_unguarded(body), at) for body, at in results], kernel, pointers, writer)
+            with writer.block("else"):
+                _lane_loop(context, results, kernel, pointers, writer)
+        else:
+            _lane_loop(context, results, kernel, pointers, writer)
+    tasks = math.prod(nest.extents[a] for a in loops[:outer])
+    return KernelCode(writer.text(), arguments.buffers, tasks, family="pointwise")
+
+
+def _is_selection(guard: Guard) -> bool:
+    """Whether a guard says that a digit has one certain value."""
+    return guard.ext == 1 and len(guard.lin.terms) == 1 and guard.lin.terms[0][0] == 1
+
+
+def _selecting(nest: Nest) -> list[int]:
+    """The loops by which the body chooses."""
+    found: dict[int, None] = {}
+    for node in walk(nest.bodies[0]):
+        for guard in node.guards if isinstance(node, Choose) else ():
+            digit = guard.lin.terms[0][1] if _is_selection(guard) else None
+            axis = digit.axis if digit is not None else None
+            whole = isinstance(axis, int) and digit == Digit(axis, 1, nest.extents[axis])
+            if isinstance(axis, int) and whole and nest.extents[axis] <= LONGEST:
+                found[axis] = None
+    return list(found)
+
+
+def _results(nest: Nest, chosen: Sequence[int]) -> list[tuple[Expr, Lin]]:
+    """The expression and the address in the output for every value of the chosen loops."""
+    results = []
+    for values in itertools.product(*(range(nest.extents[a]) for a in chosen)):
+        axes = [axis_digit(a, n) for a, n in enumerate(nest.extents)]
+        for axis, value in zip(chosen, values, strict=True):
+            axes[axis] = Lin(value)
+        body = _selected(nest.bodies[0], axes, nest.extents)
+        change = {v: substitute(v, axes, nest.extents) for v in index_values(body)}
+        results.append((map_lins(body, change), substitute(nest.store, axes, nest.extents)))
+    return results
+
+
+def _selected(body: Expr, axes: Sequence[Lin], extents: Sequence[int]) -> Expr:
+    """The body with the choices made that `axes` decide; only what they leave is looked at."""
+    done: dict[int, Expr] = {}
+    stack = [body]
+    while stack:
+        node = stack[-1]
+        needs: tuple[Expr, ...] = operands(node)
+        if isinstance(node, Choose):
+            guards = [Guard(substitute(g.lin, axes, extents), g.ext) for g in node.guards]
+            if any(g.never for g in guards):
+                needs = (node.otherwise,)
+            elif all(g.always for g in guards):
+                needs = (node.then,)
+        missing = [e for e in needs if id(e) not in done]
+        if missing:
+            stack += missing
+            continue
+        parts = [done[id(e)] for e in needs]
+        if isinstance(node, Choose):
+            done[id(node)] = parts[0] if len(needs) == 1 else choose(node.guards, *parts)
+        else:
+            done[id(node)] = alu(node.op, *parts, dtype=node.dtype) if isinstance(node, Alu) else node
+        stack.pop()
+    return done[id(body)]
+
+
+def _unguarded(body: Expr) -> Expr:
+    """The body where all its guards hold."""
+    done: dict[int, Expr] = {}
+    for node in walk(body):
+        if isinstance(node, Choose):
+            done[id(node)] = done[id(node.then)]
+        elif isinstance(node, Alu):
+            done[id(node)] = alu(node.op, *(done[id(a)] for a in operands(node)), dtype=node.dtype)
+        else:
+            done[id(node)] = node
+    return done[id(body)]
+
+
+def _outer(nest: Nest, loops: Sequence[int]) -> int:
+    """How many of the loops make tasks."""
+    count, tasks = 0, 1
+    while count < len(loops) and tasks < TASKS:
+        tasks *= nest.extents[loops[count]]
+        count += 1
+    return count
+
+
+def _lane_loop(
+    context: Context, results: list[tuple[Expr, Lin]], kernel: Kernel, pointers: Mapping[str, str], writer: Writer
+) -> None:
+    """All results for one vector after the other."""
+    lane = context.lane
+    assert lane is not None
+    variable, full = context.axes.names[lane.axis], lane.extent - lane.extent % lane.width
+
+    def chunk(lanes: Lane) -> None:
+        emitter = Emitter(writer, replace(context, lane=lanes))
+        for body, at in results:
+            value = emitter.as_vector(emitter.value(body), kernel.output.dtype)
+            store_vector(writer, emitter.context, pointers[kernel.tensor], at, value, kernel.output.dtype)
+
+    if full:
+        with writer.loop(variable, full, 0, "SM_W"):
+            chunk(lane)
+    if full < lane.extent:
+        with writer.block(""):
+            writer.line(f"const long {variable} = {full}, count = {lane.extent - full};")
+            chunk(replace(lane, count="count"))
