@@ -201,7 +201,7 @@ def test_coordinates_out_of_range(make):
 
 
 def test_limits(make, device):
-    small = replace(device, max_allocation=1000)
+    small = replace(device, max_allocation=200)
     with pytest.raises(RuntimeFailure, match=r"pooled buffer 0 needs 0\.0 MiB in one piece.*--precision fp16"):
         make(in_buffers(), on=small)
     with pytest.raises(RuntimeFailure, match=r"the model needs .* activations, .* weights"):
