@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Emitter, LocalReader, Value
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
 from smartmem.codegen.cl_memory import LocalRows, MemoryAccess
@@ -34,6 +33,7 @@ from smartmem.schedule.gpu.code import (
     memories_of,
     new_writer,
     placed,
+    row_value,
 )
 from smartmem.schedule.gpu.contraction import (
     accumulate,
@@ -170,7 +170,7 @@ class _Attention:
         bounds = self.arguments.bounds("the scores", address=self.block * _padded(self.width))
         self.scores = LocalRows("S", _padded(self.width), M, bounds)
         self.memories |= dict.fromkeys(self.kept, self.scores)
-        self.readers = {stage.name: _row_reader(k) for k, stage in enumerate(parts.rows)}
+        self.readers = {stage.name: row_value(f"row_{k}") for k, stage in enumerate(parts.rows)}
 
     def code(self) -> DeviceCode:
         w, parts = self.w, self.parts
@@ -268,15 +268,3 @@ class _Attention:
         self.arguments.sweeps += of_block_rows(
             self.block, across, flat.extents, body, lane, self.storages, {*self.local, *self.kept}
         )
-
-
-def _row_reader(number: int) -> LocalReader:
-    """Reads the value of the row in hand, or of four rows where these are the lane."""
-
-    def read(emitter: Emitter, _: tuple[Lin, ...]) -> Value:
-        lane, row = emitter.context.lane, f"{emitter.context.axes.names[M]} - m0"
-        if lane is not None and lane.axis == M:
-            return Value(f"vload4(0, row_{number} + {row})", True)
-        return Value(f"row_{number}[{row}]")
-
-    return read

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from smartmem.codegen.c_expr import Emitter, LocalReader, Value
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext
 from smartmem.codegen.cl_memory import CL_TYPES, Bounds, LinearBuffer, MemoryAccess, Texture
@@ -17,7 +18,7 @@ from smartmem.index.lin import Lin, Lookup
 from smartmem.kernel.expr import Expr, Iota, Load, load, rebuild
 from smartmem.kernel.stage import Kernel
 from smartmem.layout.memory import LANES, DeviceStorage
-from smartmem.schedule.flatten import flat_address
+from smartmem.schedule.flatten import M, flat_address
 from smartmem.schedule.gpu.pattern import Sweep
 
 Array = np.ndarray[Any, Any]
@@ -154,9 +155,19 @@ def placed(expr: Expr, storages: Storages, local: set[str], kept: Mapping[str, t
     return rebuild(expr, leaf)
 
 
-def place_of(kernel: Kernel, storages: Storages, coords: tuple[Lin, ...] | None = None) -> tuple[Lin, ...]:
-    """Where the kernel stores, over the axes of its last stage."""
-    return storages[kernel.tensor].access(kernel.store_coords() if coords is None else coords)
+def row_value(name: str) -> LocalReader:
+    """Reads the array `name` (one value per row of a block that starts at `m0`, in local memory) at the row in hand.
+
+    Where rows are the lane these are the values of four rows.
+    """
+
+    def read(emitter: Emitter, _: tuple[Lin, ...]) -> Value:
+        lane, row = emitter.context.lane, f"{emitter.context.axes.names[M]} - m0"
+        if lane is not None and lane.axis == M:
+            return Value(f"vload4(0, {name} + {row})", True)
+        return Value(f"{name}[{row}]")
+
+    return read
 
 
 def new_writer() -> Writer:

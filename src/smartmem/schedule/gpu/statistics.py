@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Lane, LocalReader, Value
+from smartmem.codegen.c_expr import Lane, LocalReader
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
 from smartmem.codegen.writer import Writer
@@ -25,7 +25,7 @@ from smartmem.kernel.expr import Expr
 from smartmem.kernel.stage import Stage, without
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, M, N, flatten
-from smartmem.schedule.gpu.code import Storages, placed
+from smartmem.schedule.gpu.code import Storages, placed, row_value
 from smartmem.schedule.gpu.loops import row_lane
 from smartmem.schedule.nest import combined, initial
 
@@ -65,10 +65,7 @@ def take_apart(stages: list[Stage], contraction: Stage, rows: int) -> tuple[list
 def readers(statistics: list[Stage]) -> dict[str, LocalReader]:
     """How the product reads them: by the row of the tile."""
 
-    def read(name: str) -> LocalReader:
-        return lambda emitter, _: Value(f"{name}[{emitter.context.axes.names[M]} - m0]")
-
-    return {stage.name: read(f"row_{k}") for k, stage in enumerate(statistics)}
+    return {stage.name: row_value(f"row_{k}") for k, stage in enumerate(statistics)}
 
 
 def declare(w: Writer, statistics: list[Stage], rows: int) -> None:
