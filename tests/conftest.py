@@ -1,9 +1,18 @@
-"""What tests of every folder share: the first OpenCL device (PoCL in CI), and whether golden files are rewritten."""
+"""What tests of every folder share: the first OpenCL device (PoCL in CI), whether golden files are rewritten, and the
+command line on a fake compiler."""
 
 from __future__ import annotations
 
-import pytest
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
+from tests.support import fake_compiler
+
+import smartmem.compiler
+from smartmem import cli
 from smartmem.device import Device
 from smartmem.errors import SmartmemError
 from smartmem.runtime.opencl.devices import select
@@ -27,3 +36,26 @@ def device() -> Device:
         pytest.skip(str(error))
     assert found is not None
     return found
+
+
+@pytest.fixture
+def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model that a fake compiler compiles."""
+    monkeypatch.setenv("SMARTMEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SMARTMEM_DEBUG", raising=False)
+    monkeypatch.setattr(smartmem.compiler, "build_program", fake_compiler.build_program)
+    return fake_compiler.write_model(tmp_path / "tiny.onnx")
+
+
+@pytest.fixture
+def smartmem_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run the command line; (exit code, standard output, standard error)."""
+
+    def call(*arguments: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["smartmem", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        text = capsys.readouterr()
+        return stop.value.code or 0, text.out, text.err
+
+    return call

@@ -18,13 +18,6 @@ from smartmem.runtime import archive, cc, fingerprint, remember
 X = np.linspace(-1, 1, 40, dtype=np.float32).reshape(5, 8)
 
 
-@pytest.fixture
-def model_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("SMARTMEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(smartmem.compiler, "build_program", fake_compiler.build_program)
-    return fake_compiler.write_model(tmp_path / "tiny.onnx")
-
-
 def test_compile_and_call(model_file):
     model = smartmem.compile(model_file, threads=2)
     np.testing.assert_allclose(model(X), expected(X).sum(1), rtol=1e-5)

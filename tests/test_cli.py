@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from tests.support import fake_compiler
 from tests.support.programs import expected
 
 import smartmem.compiler
@@ -16,28 +15,6 @@ from smartmem.levels import LEVELS
 from smartmem.runtime.model import Model
 
 X = np.linspace(-1, 1, 40, dtype=np.float32).reshape(5, 8)
-
-
-@pytest.fixture
-def model_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("SMARTMEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SMARTMEM_DEBUG", raising=False)
-    monkeypatch.setattr(smartmem.compiler, "build_program", fake_compiler.build_program)
-    return fake_compiler.write_model(tmp_path / "tiny.onnx")
-
-
-@pytest.fixture
-def smartmem_cli(monkeypatch, capsys):
-    """Run the command line; (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["smartmem", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        text = capsys.readouterr()
-        return stop.value.code or 0, text.out, text.err
-
-    return call
 
 
 def test_run(smartmem_cli, model_file, tmp_path):

@@ -231,7 +231,7 @@ def build_device_program(
     from smartmem.compiler import build_device_program as build
 
     half = options.precision == "fp16"
-    if options.memory != "buffer" and not (device.images and (device.half_images or not half)):
+    if options.memory != "buffer" and not device.has_images(half):
         kind = "images of halves" if device.images else "images"
         warnings.warn(f"{device.name} has no {kind}: all tensors lie in buffers", RuntimeWarning, stacklevel=2)
     source, fixed = _arguments(model, shapes, level)

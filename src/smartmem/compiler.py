@@ -41,23 +41,11 @@ def build_program(
         ModelError, InputError: see `frontend.load_graph`.
     """
     from smartmem.codegen.target import target_of
-    from smartmem.frontend.load import load_graph
-    from smartmem.graph.verify import verify
     from smartmem.passes.assemble import assemble
-    from smartmem.passes.fold_batch_norm import fold_batch_norm
     from smartmem.passes.pipeline import run_passes
-    from smartmem.passes.report import fill_report, layout_fates
+    from smartmem.passes.report import fill_report
 
-    if progress:
-        progress("read", 0, 1)
-    graph = load_graph(model, shapes)
-    verify(graph, "frontend")
-    fates = layout_fates(graph)
-    if level != "naive":
-        fold_batch_norm(graph)
-        verify(graph, "fold_batch_norm")
-    if progress:
-        progress("optimize", 0, 1)
+    graph, fates = _read(model, shapes, level, progress)
     module = run_passes(graph, level)
     target = replace(target_of(march), tuned=level == "full")
     program = assemble(module, target, level, march, progress)
@@ -100,15 +88,31 @@ def device_module(
 
     That is: its kernels, where every tensor lies, what schedules are told, the layout fates.
     """
-    from smartmem.frontend.load import load_graph
-    from smartmem.graph.verify import verify
-    from smartmem.passes.fold_batch_norm import fold_batch_norm
     from smartmem.passes.pipeline import run_passes
     from smartmem.passes.place import place
-    from smartmem.passes.report import layout_fates
     from smartmem.passes.widen import widen
     from smartmem.schedule.gpu.choose import backend_of
     from smartmem.schedule.gpu.code import DeviceTarget
+
+    graph, fates = _read(model, shapes, level, progress)
+    target = DeviceTarget(device, level == "full", options.precision == "fp16", options.check)
+    module = run_passes(graph, level, backend_of(target))
+    widen(module)
+    storages = place(module, device, options, level in ("layout", "full"))
+    return module, storages, target, fates
+
+
+def _read(
+    model: str | os.PathLike[str] | Any,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    level: str,
+    progress: Progress | None,
+) -> tuple[Graph, dict[str, Any]]:
+    """The verified graph of a model (a `Graph` is one already), ready for the passes, and its layout operators."""
+    from smartmem.frontend.load import load_graph
+    from smartmem.graph.verify import verify
+    from smartmem.passes.fold_batch_norm import fold_batch_norm
+    from smartmem.passes.report import layout_fates
 
     if progress:
         progress("read", 0, 1)
@@ -120,8 +124,4 @@ def device_module(
         verify(graph, "fold_batch_norm")
     if progress:
         progress("optimize", 0, 1)
-    target = DeviceTarget(device, level == "full", options.precision == "fp16", options.check)
-    module = run_passes(graph, level, backend_of(target))
-    widen(module)
-    storages = place(module, device, options, level in ("layout", "full"))
-    return module, storages, target, fates
+    return graph, fates

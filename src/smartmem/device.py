@@ -85,6 +85,10 @@ class Device:
     matrix_units: bool = False
     costs: MemoryCosts = field(default_factory=MemoryCosts)
 
+    def has_images(self, half: bool) -> bool:
+        """Whether it has images of float texels, or of half ones."""
+        return self.images and (self.half_images or not half)
+
 
 @dataclass(frozen=True)
 class DeviceOptions:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import C_TYPES, Context, Emitter, Value, lane_free
+from smartmem.codegen.c_expr import C_TYPES, Context, Emitter, LocalReader, Value, lane_free
 from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.codegen.cl_memory import MemoryAccess, shifted, step_along
 from smartmem.index.lin import Lin
@@ -79,11 +79,11 @@ class DeviceEmitter(Emitter):
         return self.name(f"({kind})({', '.join(parts)})", node.dtype, True)
 
 
-def _component(reader, k: int):  # type: ignore[no-untyped-def]
+def _component(reader: LocalReader, k: int) -> LocalReader:
     """A reader of local vectors as a reader of their component k (scalars stay)."""
 
     def read(emitter: Emitter, index: tuple[Lin, ...]) -> Value:
-        value: Value = reader(emitter, index)
+        value = reader(emitter, index)
         return Value(f"{value.text}.{'xyzw'[k]}") if value.vector else value
 
     return read

@@ -23,6 +23,7 @@ from smartmem.kernel.expr import DType
 from smartmem.layout.storage import Storage
 
 LANES = 4
+SMALL_CONSTANT = 4096  # elements up to which a constant (biases, scales) stays in float where others are halves
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from smartmem.device import Device, DeviceOptions
 from smartmem.index.lin import Digit
 from smartmem.kernel.expr import DType
 from smartmem.kernel.stage import Kernel
-from smartmem.layout.memory import LANES, DeviceStorage, Image, cut_image, order_digits
+from smartmem.layout.memory import LANES, SMALL_CONSTANT, DeviceStorage, Image, cut_image, order_digits
 from smartmem.layout.storage import Storage, dense
 from smartmem.passes.access_cost import access_cost
 from smartmem.passes.assign_layouts import Assignment, Factor, Problem, exact, greedy
@@ -31,7 +31,6 @@ from smartmem.passes.tell_layouts import entry
 from smartmem.passes.walks import groups_of
 from smartmem.schedule.gpu.choose import stores_texels
 
-SMALL = 4096  # elements up to which a constant stays in float: biases, scales
 NO_TEXELS = "a kernel that writes it cannot store whole texels"
 CHOICES = 3  # requested axes, heaviest first, that are tried in the lane
 
@@ -82,7 +81,7 @@ def _halves(name: str, module: Module, fixed: set[str]) -> bool:
     """Whether a tensor is stored as halves: bounded float activations and large float constants."""
     storage = module.storages[name]
     if name in module.constants:
-        return storage.dtype == np.float32 and storage.elements > SMALL
+        return storage.dtype == np.float32 and storage.elements > SMALL_CONSTANT
     if storage.dtype != np.float32 or storage.buffer in fixed:
         return False
     return not any(module.storages[wide].buffer == storage.buffer for wide in module.wide)

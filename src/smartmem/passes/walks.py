@@ -23,7 +23,7 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Alu, Expr, loads
 from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES
-from smartmem.schedule.flatten import B, Flat, K, M, N, digits, flatten
+from smartmem.schedule.flatten import B, Flat, K, M, N, flat_space, flatten
 from smartmem.schedule.gpu import attention, statistics
 from smartmem.schedule.gpu.rows import row_stages
 from smartmem.schedule.gpu.tile import Tile, choose_tile
@@ -104,7 +104,7 @@ def groups_of(kernel: Kernel, constants: Iterable[str], device: Device) -> list[
         tile = tiles.pop(0) if tiles else choose_tile(b, m, n, depth, device)
         groups += _operands(kernel, flat, tile, local, known)
     shape = kernel.output.shape
-    space = (*digits(B, shape[:batch]), *digits(M, shape[batch:rows]), *digits(N, shape[rows:]))
+    space = flat_space(shape, batch, rows)
     store = tuple(substitute(c, space, shape) for c in kernel.store_coords())
     extents = (math.prod(shape[:batch]), math.prod(shape[batch:rows]), math.prod(shape[rows:]))
     groups.append(_tail(kernel, extents, [flatten(s, batch, rows, False) for s in tail], local, store))

@@ -50,6 +50,11 @@ def digits(axis: int, extents: Sequence[int]) -> tuple[Lin, ...]:
     return tuple(result)
 
 
+def flat_space(shape: Sequence[int], batch: int, rows: int) -> tuple[Lin, ...]:
+    """The axes of a stage over (b, m, n): its first `batch` axes, those up to `rows`, the others."""
+    return (*digits(B, shape[:batch]), *digits(M, shape[batch:rows]), *digits(N, shape[rows:]))
+
+
 def flatten(stage: Stage, batch: int, rows: int, contraction: bool) -> Flat:
     """`stage` (whose first `rows` axes are rows, of which the first `batch` are batch axes) over flat axes.
 
@@ -58,7 +63,7 @@ def flatten(stage: Stage, batch: int, rows: int, contraction: bool) -> Flat:
     shape = stage.shape
     b, m = math.prod(shape[:batch]), math.prod(shape[batch:rows])
     columns = shape[rows:]
-    lead = (*digits(B, shape[:batch]), *digits(M, shape[batch:rows]))
+    lead = flat_space(shape[:rows], batch, rows)
     if contraction:
         reduce = tuple(axis_digit(K + k, n) for k, n in enumerate(stage.reduce))
         extents = (b, m, math.prod(columns), *stage.reduce)

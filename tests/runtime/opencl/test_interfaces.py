@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from tests.support import fake_compiler
 from tests.support.device_programs import expected, in_buffers
 from tests.support.programs import REPORT
 
 import smartmem
 import smartmem.compiler
-from smartmem import api, cli
+from smartmem import api
 from smartmem.device import Device, DeviceOptions
 from smartmem.errors import InputError
 from smartmem.runtime.model import Model
@@ -39,25 +37,8 @@ def asked(monkeypatch):
 
 
 @pytest.fixture
-def model_file(tmp_path, monkeypatch, asked):
-    monkeypatch.setenv("SMARTMEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SMARTMEM_DEBUG", raising=False)
-    monkeypatch.setattr(smartmem.compiler, "build_program", fake_compiler.build_program)
-    return fake_compiler.write_model(tmp_path / "tiny.onnx")
-
-
-@pytest.fixture
-def smartmem_cli(monkeypatch, capsys):
-    """Run the command line; (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["smartmem", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        text = capsys.readouterr()
-        return stop.value.code or 0, text.out, text.err
-
-    return call
+def model_file(model_file, asked):
+    return model_file
 
 
 def test_compile_for_a_device(device, model_file, asked):

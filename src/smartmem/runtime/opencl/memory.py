@@ -109,7 +109,7 @@ def _check_limits(program: DeviceProgram, device: Device, touched: set[int], nee
     extents = [(slot.name, slot.width, slot.height, slot.stored) for slot in slots if slot.memory == "texture"]
     extents += [(f"pooled image {at}", *image) for at, image in enumerate(program.images)]
     for name, width, height, stored in extents:
-        if not device.images or (stored == "float16" and not device.half_images):
+        if not device.has_images(stored == "float16"):
             raise InputError(f"{device.name} has no images of {stored}: use --memory buffer")
         if width > device.image_width or height > device.image_height:
             raise InputError(

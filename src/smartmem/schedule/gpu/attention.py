@@ -23,7 +23,7 @@ from smartmem.index.lin import Lin, axis_digit
 from smartmem.index.substitute import substitute
 from smartmem.kernel.stage import Kernel, Stage, tensors_read, without
 from smartmem.layout.memory import LANES
-from smartmem.schedule.flatten import B, K, M, N, digits, flatten
+from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
 from smartmem.schedule.gpu.code import (
     Arguments,
     DeviceCode,
@@ -45,6 +45,7 @@ from smartmem.schedule.gpu.contraction import (
     placed_stage,
 )
 from smartmem.schedule.gpu.loops import row_lane
+from smartmem.schedule.gpu.nest import tree
 from smartmem.schedule.gpu.product import Product, flatten_product
 from smartmem.schedule.gpu.sweeps import of_block_rows, of_tile
 from smartmem.schedule.gpu.tile import ALIGNED, PAD, Tile, staged
@@ -183,8 +184,8 @@ class _Attention:
             w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         for k, stage in enumerate(parts.rows):
             self._row_reduction(stage, f"row_{k}")
-        kernel, shape, batch, rows = self.kernel, self.kernel.output.shape, self.batch, self.rows
-        space = (*digits(B, shape[:batch]), *digits(M, shape[batch:rows]), *digits(N, shape[rows:]))
+        kernel, shape = self.kernel, self.kernel.output.shape
+        space = flat_space(shape, self.batch, self.rows)
         coords = tuple(substitute(c, space, shape) for c in kernel.store_coords())
         place = self.storages[kernel.tensor].access(coords)
         memory = self.memories[kernel.tensor]
@@ -259,10 +260,7 @@ class _Attention:
                 w.line(f"total = {combined(stage.combine, 'total', text, lane is not None, stage.dtype)};")
             w.line(f"tree[item] = {f'sm_{stage.combine}4(total)' if lane else 'total'};")
             w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-            with w.block(f"for (int half_ = {across // 2}; half_ > 0; half_ /= 2)"):
-                here, there = "tree[item]", "tree[item + half_]"
-                w.line(f"if (l < half_) {here} = {combined(stage.combine, here, there, False, stage.dtype)};")
-                w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+            tree(w, across, "l", "tree[item]", "tree[item + half_]", stage.combine, stage.dtype)
             w.line(f"if (l == 0) {result}[r] = tree[item];")
             w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         self.arguments.sweeps += of_block_rows(

@@ -20,7 +20,7 @@ from smartmem.layout.memory import LANES
 from smartmem.schedule import nest as cpu_nest
 from smartmem.schedule import rows as cpu_rows
 from smartmem.schedule.backend import Backend
-from smartmem.schedule.flatten import B, M, N, digits
+from smartmem.schedule.flatten import M, N, flat_space
 from smartmem.schedule.gpu import attention, contraction, loops, matrix, nest, rows, statistics, tile
 from smartmem.schedule.gpu.code import DeviceCode, DeviceTarget, Storages
 from smartmem.schedule.operand_b import b_tensors
@@ -77,7 +77,7 @@ def backend_of(target: DeviceTarget) -> Backend:
     device = target.device
 
     def predict(batch: int, m: int, n: int, k: int) -> float:
-        if target.half and device.matrix_units and min(m, n) >= 8 and k >= 16:
+        if target.half and matrix.accepts(m, n, k, device):
             return matrix.predicted(matrix.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
         return tile.predicted(tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
 
@@ -118,7 +118,7 @@ def stores_texels(kernel: Kernel, storages: Storages) -> bool:
         batch = 0
     shape = kernel.output.shape
     extents = (math.prod(shape[:batch]), math.prod(shape[batch:rows_]), columns)
-    space = (*digits(B, shape[:batch]), *digits(M, shape[batch:rows_]), *digits(N, shape[rows_:]))
+    space = flat_space(shape, batch, rows_)
     place = storages[kernel.tensor].access(tuple(substitute(c, space, shape) for c in kernel.store_coords()))
     for axis in (N, M) if contracted else (N,):
         lane = Lane(axis, extents[axis], LANES)

@@ -23,7 +23,7 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, Expr, Load, walk
 from smartmem.kernel.stage import Kernel, Stage, tensors_read
 from smartmem.layout.memory import LANES
-from smartmem.schedule.flatten import B, K, M, N, digits, flatten
+from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
 from smartmem.schedule.gpu import matrix, statistics
 from smartmem.schedule.gpu.code import (
     Arguments,
@@ -40,7 +40,7 @@ from smartmem.schedule.gpu.loops import ease
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
 from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
-from smartmem.schedule.gpu.tile import ALIGNED, PAD, Staged, Stager, Tile, choose_tile, multiply, staged
+from smartmem.schedule.gpu.tile import ALIGNED, PAD, FloatStager, Staged, Tile, choose_tile, multiply, pipelined, staged
 from smartmem.schedule.pipeline import batch_axes, batch_first
 from smartmem.schedule.roles import is_contraction
 
@@ -58,11 +58,11 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     kernel = Kernel(stages, kernel.tensor, kernel.shape, kernel.store, rows, kernel.notes)
     local = kernel.local() | {s.name for s in found}
     product = flatten_product(stages[0], batch, rows, storages, local)
-    on_matrix_units = target.half and target.tuned and matrix.accepts(product, target.device)
+    batches, m, n, k = product.extents
+    on_matrix_units = target.half and target.tuned and matrix.accepts(m, n, k, target.device)
     if on_matrix_units:  # which take halves: what is stored in float may be too large
         read = {*tensors_read(product.a), *tensors_read(product.b)} - set(constants)
         on_matrix_units = all(storages[name].stored == np.float16 for name in read)
-    batches, m, n, _ = product.extents
     constant = is_constant(product, constants)
     names = {t for s in stages[1:] for t in tensors_read(s.body)} | set(tensors_read(product.a))
     names |= set() if constant else set(tensors_read(product.b))
@@ -71,16 +71,17 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     memories = memories_of(kernel, arguments, [t for t in kernel.inputs() if t in names])
     context = context_of(Axes({B: "b", M: "m", N: "n", K: "k"}, product.extents), memories, storages)
     context = replace(context, local=statistics.readers(found))
-    coords = tuple(substitute(c, _space(kernel, batch, rows), kernel.output.shape) for c in kernel.store_coords())
+    shape = kernel.output.shape
+    coords = tuple(substitute(c, flat_space(shape, batch, rows), shape) for c in kernel.store_coords())
     tail = [placed_stage(stage, batch, rows, storages, local) for stage in stages[1:]]
     place, memory = storages[kernel.tensor].access(coords), memories[kernel.tensor]
     job = Job(product, arguments, context, tail, place, memory, found, batch, rows)
     operands = placed(product.a, storages, local), None if constant else placed(product.b, storages, local)
     emit = _matrix_tile if on_matrix_units else _tile
     note, items, (rows_, columns), weights = emit(w, job, operands, constants, target)
-    shape = (-(-n // columns) * items, -(-m // rows_), batches)
+    size = (-(-n // columns) * items, -(-m // rows_), batches)
     return DeviceCode(
-        w.text(), arguments.parameters, arguments.slots, shape, (items, 1, 1), weights, "contraction", [note],
+        w.text(), arguments.parameters, arguments.slots, size, (items, 1, 1), weights, "contraction", [note],
         matrix.PTX if on_matrix_units else "", arguments.sweeps, arguments.checks,
     )  # fmt: skip
 
@@ -200,12 +201,6 @@ def _matrix_tile(
     )
 
 
-def _space(kernel: Kernel, batch: int, rows: int) -> tuple[Lin, ...]:
-    """The axes of the last stage over (b, m, n)."""
-    shape = kernel.output.shape
-    return (*digits(B, shape[:batch]), *digits(M, shape[batch:rows]), *digits(N, shape[rows:]))
-
-
 def placed_stage(stage: Stage, batch: int, rows: int, storages: Storages, local: set[str]) -> tuple[Stage, Expr]:
     """A pointwise stage behind a contraction, over (b, m, n), with places."""
     return stage, placed(flatten(stage, batch, rows, False).body, storages, local)
@@ -236,27 +231,14 @@ def declare_team(w: Writer, tile: Tile) -> None:
 
 def accumulate(w: Writer, tile: Tile, a: Staged, b: Staged, context: DeviceContext, depth: int) -> None:
     """``sum`` = the product of the tile, over all of k."""
-    left, right = Stager(w, a, tile, depth, context), Stager(w, b, tile, depth, context)
+    left, right = FloatStager(w, a, tile, depth, context), FloatStager(w, b, tile, depth, context)
     w.line(f"float4 sum[{tile.height}][{tile.width // LANES}];")
     w.line("#pragma unroll")
     with w.loop("i", tile.height):
         w.line("#pragma unroll")
         with w.loop("j", tile.width // LANES):
             w.line("sum[i][j] = (float4)(0.0f);")
-    left.declare()
-    right.declare()
-    left.load("0")
-    right.load("0")
-    with w.loop("k0", depth, 0, tile.depth, reduces=True):
-        left.store()
-        right.store()
-        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        if depth > tile.depth:
-            with w.block(f"if (k0 + {tile.depth} < {depth})"):
-                left.load(f"k0 + {tile.depth}")
-                right.load(f"k0 + {tile.depth}")
-        multiply(w, tile, a.stride, b.stride)
-        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+    pipelined(w, (left, right), depth, tile.depth, lambda: multiply(w, tile, a.stride, b.stride))
 
 
 def parts_size(tile: Tile) -> int:

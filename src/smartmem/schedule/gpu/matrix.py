@@ -11,20 +11,19 @@ In: what `contraction` takes. Out: OpenCL C with PTX.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Lane
-from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
+from smartmem.codegen.cl_expr import DeviceContext
 from smartmem.codegen.cl_memory import Bounds, checked
 from smartmem.codegen.writer import Writer
 from smartmem.device import Device
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import K, N
 from smartmem.schedule.gpu.product import Product, pack, to_half
-from smartmem.schedule.gpu.tile import ALIGNED, Staged
+from smartmem.schedule.gpu.tile import ALIGNED, Staged, Stager, pipelined
 
 Array = np.ndarray[Any, Any]
 PAD = 8  # halves between the rows of a staged operand: fragments are read without bank conflicts
@@ -83,9 +82,8 @@ TILES = (
 )  # fmt: skip
 
 
-def accepts(product: Product, device: Device) -> bool:
+def accepts(m: int, n: int, k: int, device: Device) -> bool:
     """Whether matrix units pay: enough of everything, and the device has them."""
-    _, m, n, k = product.extents
     return device.matrix_units and m >= 8 and n >= 8 and k >= 16
 
 
@@ -127,40 +125,22 @@ class PackedB:
     bounds: Bounds | None = None
 
 
-class _Stage:
-    """One operand's way into local memory as halves, k innermost."""
+class HalfStager(Stager):
+    """Halves as ``[x][k]``, for matrix units."""
 
     def __init__(
         self, w: Writer, tile: MatrixTile, operand: Staged | PackedB, name: str, size: int, depth: int,
         context: DeviceContext,
     ) -> None:  # fmt: skip
-        self.w, self.tile, self.operand, self.name, self.size, self.depth = w, tile, operand, name, size, depth
-        self.context = context
+        self.operand, self.stride = operand, tile.stride
         if isinstance(operand, PackedB):
-            self.step, self.kind = RUN, "uint4"
+            self.step, kind = RUN, "uint4"
         else:
-            self.step, self.kind = (LANES, "float4") if operand.along is not None else (1, "float")
-        self.count = size * tile.depth // self.step
-        self.rounds = -(-self.count // tile.items)
-
-    def declare(self) -> None:
-        self.w.line(f"{self.kind} next_{self.name}[{self.rounds}];")
-
-    def _each(self, body) -> None:  # type: ignore[no-untyped-def]
-        w = self.w
-        w.line("#pragma unroll")
-        with w.loop("u", self.rounds):
-            w.line(f"const int load = item + u * {self.tile.items};")
-            if self.count % self.tile.items:
-                with w.block(f"if (load < {self.count})"):
-                    self._positions()
-                    body()
-            else:
-                self._positions()
-                body()
+            self.step, kind = (LANES, "float4") if operand.along is not None else (1, "float")
+        super().__init__(w, name, tile.items, size, tile.depth, depth, self.step, kind, context)
 
     def _positions(self) -> None:
-        o, depth = self.operand, self.tile.depth
+        o, depth = self.operand, self.block
         if isinstance(o, PackedB) or o.along == K:
             per = depth // self.step
             self.w.line(f"const int at_k = load % {per} * {self.step}, at_x = load / {per};")
@@ -170,52 +150,29 @@ class _Stage:
         else:
             self.w.line(f"const int at_k = load % {depth}, at_x = load / {depth};")
 
-    def load(self, start: str) -> None:
-        self._each(lambda: self._load(start))
-
     def _load(self, start: str) -> None:
         w, o = self.w, self.operand
-        target = f"next_{self.name}[u]"
         w.line(f"const int k = {start} + at_k;")
-        if isinstance(o, PackedB):
-            row = f"min(n0 + at_x, {o.columns - 1})" if o.columns % self.size else "(n0 + at_x)"
-            base = f"b * {o.columns * o.depth} + " if o.batches > 1 else ""
-            where = checked(o.bounds, f"{base}{row} * {o.depth} + k", together=RUN)
-            text = f"*(const __global uint4 *)({o.pointer} + {where})"
-            w.line(f"{target} = {f'k < {o.depth} ? {text} : (uint4)(0u)' if o.depth % self.tile.depth else text};")
+        if not isinstance(o, PackedB):
+            self._by_definition(o)
             return
-        name = "mn"[o.axis - 1]
-        first = f"{name}0 + at_x"
-        last = o.extent - (LANES if o.along == o.axis else 1)
-        w.line(f"const int {name} = {f'min({first}, {last})' if o.extent % o.size else first};")
-        if self.depth % self.tile.depth:
-            w.line(f"{target} = 0.0f;")
-            with w.block(f"if (k < {self.depth})"):
-                self._value(target, o)
-        else:
-            self._value(target, o)
-
-    def _value(self, target: str, o: Staged) -> None:
-        assert o.body is not None
-        lane = None if o.along is None else Lane(o.along, self.context.axes.extents[o.along], LANES)
-        emitter = DeviceEmitter(self.w, replace(self.context, lane=lane))
-        value = emitter.value(o.body)
-        self.w.line(f"{target} = {emitter.as_vector(value, o.body.dtype)};")
-
-    def store(self) -> None:
-        self._each(self._store)
+        row = f"min(n0 + at_x, {o.columns - 1})" if o.columns % self.size else "(n0 + at_x)"
+        base = f"b * {o.columns * o.depth} + " if o.batches > 1 else ""
+        where = checked(o.bounds, f"{base}{row} * {o.depth} + k", together=RUN)
+        text = f"*(const __global uint4 *)({o.pointer} + {where})"
+        text = f"k < {o.depth} ? {text} : (uint4)(0u)" if o.depth % self.block else text
+        w.line(f"{self.register}[u] = {text};")
 
     def _store(self) -> None:
-        w, o, stride = self.w, self.operand, self.tile.stride
-        value = f"next_{self.name}[u]"
-        where = f"{self.name} + at_x * {stride} + at_k"
+        w, o, value = self.w, self.operand, f"{self.register}[u]"
+        where = f"{self.name} + at_x * {self.stride} + at_k"
         if isinstance(o, PackedB):
             w.line(f"*(__local uint4 *)({where}) = {value};")
         elif o.along == K:
             w.line(f"vstorea_half4_rte({value}, 0, (__local half *)({where}));")
         elif o.along is not None:
             for k in range(LANES):
-                there = f"{self.name} + (at_x + {k}) * {stride} + at_k"
+                there = f"{self.name} + (at_x + {k}) * {self.stride} + at_k"
                 w.line(f"vstore_half_rte({value}.{'xyzw'[k]}, 0, (__local half *)({there}));")
         else:
             w.line(f"vstore_half_rte({value}, 0, (__local half *)({where}));")
@@ -230,8 +187,8 @@ def declare(w: Writer, tile: MatrixTile) -> None:
 
 def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, context: DeviceContext, depth: int) -> None:
     """The product of the tile, over all of k, in local memory: ``C[m][n]``, `columns` + 4 floats per row."""
-    left = _Stage(w, tile, a, "A", tile.rows, depth, context)
-    right = _Stage(w, tile, b, "B", tile.columns, depth, context)
+    left = HalfStager(w, tile, a, "A", tile.rows, depth, context)
+    right = HalfStager(w, tile, b, "B", tile.columns, depth, context)
     rows, columns = tile.row_blocks, tile.column_blocks
     w.line(f"const int warp = item / {WARP}, g = item % {WARP} / 4, t = item % 4;")
     w.line(f"const int warp_m = warp / {tile.across} * {16 * rows}, warp_n = warp % {tile.across} * {8 * columns};")
@@ -241,20 +198,7 @@ def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, cont
         w.line("#pragma unroll")
         with w.loop("j", columns):
             w.line("sum[i][j][0] = sum[i][j][1] = sum[i][j][2] = sum[i][j][3] = 0.0f;")
-    left.declare()
-    right.declare()
-    left.load("0")
-    right.load("0")
-    with w.loop("k0", depth, 0, tile.depth, reduces=True):
-        left.store()
-        right.store()
-        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        if depth > tile.depth:
-            with w.block(f"if (k0 + {tile.depth} < {depth})"):
-                left.load(f"k0 + {tile.depth}")
-                right.load(f"k0 + {tile.depth}")
-        _blocks(w, tile)
-        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+    pipelined(w, (left, right), depth, tile.depth, lambda: _blocks(w, tile))
     w.line("#pragma unroll")
     with w.loop("i", rows):
         w.line("#pragma unroll")

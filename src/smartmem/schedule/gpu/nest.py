@@ -28,7 +28,7 @@ from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin
 from smartmem.kernel.expr import Choose, DType, Expr, is_zero
 from smartmem.kernel.stage import Kernel, tensors_read
-from smartmem.layout.memory import LANES, DeviceStorage
+from smartmem.layout.memory import LANES, SMALL_CONSTANT, DeviceStorage
 from smartmem.layout.storage import dense
 from smartmem.schedule.gpu.code import (
     Arguments,
@@ -49,7 +49,6 @@ from smartmem.schedule.nest import combined, initial
 Array = np.ndarray[Any, Any]
 
 GROUP = 128
-SMALL = 4096  # weights that stay in float when others are stored as halves
 LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
 UNROLLED = 16  # iterations of the innermost loop of a window whose loads may be under way together
 SHARED = 64  # terms of a reduction from which on a group may share it
@@ -67,7 +66,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     read = list(dict.fromkeys(name for body in nest.bodies for name in tensors_read(body)))
     memories = memories_of(kernel, arguments, [n for n in read if n not in weights and n not in kernel.local()])
     for name, data in weights.items():
-        stored = to_half(data) if target.half and data.size > SMALL else data
+        stored = to_half(data) if target.half and data.size > SMALL_CONSTANT else data
         weights[name] = stored.reshape(-1)
         pointer = arguments.buffer(name, CL_TYPES[stored.dtype.name])
         memories[name] = LinearBuffer(pointer, stored.dtype, arguments.bounds(name, address=data.size))
@@ -215,10 +214,8 @@ class _Emit:
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         w.line(f"parts[part * {self.columns} + self] = {total};")
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        with w.block(f"for (int half_ = {self.share // 2}; half_ > 0; half_ /= 2)"):
-            here, there = f"parts[part * {self.columns} + self]", f"parts[(part + half_) * {self.columns} + self]"
-            w.line(f"if (part < half_) {here} = {combined(combine, here, there, vector, dtype)};")
-            w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        here, there = f"parts[part * {self.columns} + self]", f"parts[(part + half_) * {self.columns} + self]"
+        tree(w, self.share, "part", here, there, combine, dtype, vector)
         return Value(w_name(w, "parts[self]", vector), vector)
 
     def _arg_reduction(self, combine: str, body: Expr, reduces: tuple[int, ...], context: DeviceContext) -> Value:
@@ -238,6 +235,16 @@ class _Emit:
                 w.line(f"{where} = {position};")
             w.line(f"++{position};")
         return Value(where)
+
+
+def tree(
+    w: Writer, count: int, number: str, here: str, there: str, combine: str, dtype: DType, vector: bool = False
+) -> None:
+    """Combines `count` parts in local memory into the first: `here` is that of work-item `number`, `there` the one
+    ``half_`` further on."""
+    with w.block(f"for (int half_ = {count // 2}; half_ > 0; half_ /= 2)"):
+        w.line(f"if ({number} < half_) {here} = {combined(combine, here, there, vector, dtype)};")
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
 
 
 def w_name(writer: Writer, text: str, vector: bool) -> str:

@@ -37,7 +37,7 @@ from smartmem.schedule.gpu.code import (
     power_of_two,
 )
 from smartmem.schedule.gpu.loops import ease
-from smartmem.schedule.gpu.nest import reader, store, w_name
+from smartmem.schedule.gpu.nest import reader, store, tree, w_name
 from smartmem.schedule.gpu.sweeps import RowTeams, of_rows
 from smartmem.schedule.nest import combined, initial
 
@@ -168,10 +168,8 @@ class _Rows:
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         w.line(f"parts[r * {self.across} + l] = {total};")
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        with w.block(f"for (int half_ = {self.across // 2}; half_ > 0; half_ /= 2)"):
-            here, there = f"parts[r * {self.across} + l]", f"parts[r * {self.across} + l + half_]"
-            w.line(f"if (l < half_) {here} = {combined(stage.combine, here, there, False, stage.dtype)};")
-            w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        here = f"parts[r * {self.across} + l"
+        tree(w, self.across, "l", f"{here}]", f"{here} + half_]", stage.combine, stage.dtype)
         return Value(w_name(w, f"parts[r * {self.across}]", False))
 
 

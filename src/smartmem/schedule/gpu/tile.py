@@ -8,7 +8,9 @@ add up at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from smartmem.codegen.c_expr import Lane, lane_free
@@ -126,90 +128,103 @@ def staged(name: str, axis: int, extents: tuple[int, ...], size: int, stride: in
     return Staged(name, axis, extents[axis], size, stride, None, max(single)[1], body)
 
 
-class Stager:
-    """Writes the loads of one operand's block into registers, and from there into local memory."""
+class Stager(ABC):
+    """Writes the loads of one operand's block into registers, and from there into local memory.
 
-    def __init__(self, writer: Writer, operand: Staged, tile: Tile, depth: int, context: DeviceContext) -> None:
-        self.writer, self.operand, self.tile, self.depth, self.context = writer, operand, tile, depth, context
-        self.vector = operand.along is not None or operand.packed is not None
-        step = LANES if self.vector else 1
-        self.count = operand.size * tile.depth // step
-        self.rounds = -(-self.count // tile.items)
-        self.register = f"next_{operand.name}"
+    A load takes `step` values and gives one of OpenCL type `kind`; `size` is the block's extent along the operand's
+    free axis, `block` its extent along k, `depth` the extent of all of k.
+    """
+
+    def __init__(
+        self, w: Writer, name: str, items: int, size: int, block: int, depth: int, step: int, kind: str,
+        context: DeviceContext,
+    ) -> None:  # fmt: skip
+        self.w, self.name, self.items, self.size, self.block, self.depth = w, name, items, size, block, depth
+        self.kind, self.context = kind, context
+        self.count = size * block // step
+        self.rounds = -(-self.count // items)
+        self.register = f"next_{name}"
 
     def declare(self) -> None:
-        self.writer.line(f"{'float4' if self.vector else 'float'} {self.register}[{self.rounds}];")
+        self.w.line(f"{self.kind} {self.register}[{self.rounds}];")
+
+    def load(self, start: str) -> None:
+        """Loads the block that starts at k = `start`."""
+        self._each(lambda: self._load(start))
+
+    def store(self) -> None:
+        """Puts the loaded block into local memory."""
+        self._each(self._store)
+
+    def _each(self, body: Callable[[], None]) -> None:
+        """What every work-item does in each of its rounds, at its ``at_k`` and ``at_x`` in the block."""
+        w = self.w
+        w.line("#pragma unroll")
+        with w.loop("u", self.rounds):
+            w.line(f"const int load = item + u * {self.items};")
+            with w.block(f"if (load < {self.count})") if self.count % self.items else nullcontext():
+                self._positions()
+                body()
+
+    @abstractmethod
+    def _positions(self) -> None: ...
+
+    @abstractmethod
+    def _load(self, start: str) -> None: ...
+
+    @abstractmethod
+    def _store(self) -> None: ...
+
+    def _by_definition(self, o: Staged) -> None:
+        """The operand's own expression at ``k`` and its free axis; zeros behind the end of k."""
+        w, target = self.w, f"{self.register}[u]"
+        name = "mn"[o.axis - 1]
+        first = f"{name}0 + at_x"
+        last = o.extent - (LANES if o.along == o.axis else 1)
+        w.line(f"const int {name} = {f'min({first}, {last})' if o.extent % o.size else first};")
+        tail = self.depth % self.block != 0
+        if tail:
+            w.line(f"{target} = 0.0f;")
+        with w.block(f"if (k < {self.depth})") if tail else nullcontext():
+            assert o.body is not None
+            lane = None if o.along is None else Lane(o.along, self.context.axes.extents[o.along], LANES)
+            emitter = DeviceEmitter(w, replace(self.context, lane=lane))
+            value = emitter.value(o.body)
+            w.line(f"{target} = {emitter.as_vector(value, o.body.dtype)};")
+
+
+class FloatStager(Stager):
+    """Floats as ``[k][x]``, for the ordinary units."""
+
+    def __init__(self, w: Writer, operand: Staged, tile: Tile, depth: int, context: DeviceContext) -> None:
+        self.operand = operand
+        self.vector = operand.along is not None or operand.packed is not None
+        step, kind = (LANES, "float4") if self.vector else (1, "float")
+        super().__init__(w, operand.name, tile.items, operand.size, tile.depth, depth, step, kind, context)
 
     def _positions(self) -> None:
-        """``at_k`` and ``at_x``: this work-item's place in the block."""
-        w, o, depth = self.writer, self.operand, self.tile.depth
-        along_free = o.packed is not None or o.along == o.axis
+        w, o = self.w, self.operand
         k_step = LANES if o.along == K and o.packed is None else 1
-        x_step = LANES if along_free else 1
+        x_step = LANES if o.packed is not None or o.along == o.axis else 1
         if o.packed is not None or o.fast == o.axis:
             per = o.size // x_step
             w.line(f"const int at_x = (load % {per}) * {x_step}, at_k = (load / {per}) * {k_step};")
         else:
-            per = depth // k_step
+            per = self.block // k_step
             w.line(f"const int at_k = (load % {per}) * {k_step}, at_x = (load / {per}) * {x_step};")
 
-    def load(self, start: str) -> None:
-        """Loads the block that starts at k = `start`."""
-        w = self.writer
-        w.line("#pragma unroll")
-        with w.loop("u", self.rounds):
-            w.line(f"const int load = item + u * {self.tile.items};")
-            if self.count % self.tile.items:
-                with w.block(f"if (load < {self.count})"):
-                    self._load_one(start)
-            else:
-                self._load_one(start)
-
-    def _load_one(self, start: str) -> None:
-        w, o = self.writer, self.operand
-        self._positions()
+    def _load(self, start: str) -> None:
+        w, o = self.w, self.operand
         w.line(f"const int k = {start} + at_k;")
-        name = "mn"[o.axis - 1]
-        first = f"{name}0 + at_x"
-        target = f"{self.register}[u]"
-        tail = self.depth % self.tile.depth != 0
-        if o.packed is not None:
-            text = o.packed("k", first)
-            w.line(f"{target} = {f'k < {self.depth} ? {text} : (float4)(0.0f)' if tail else text};")
+        if o.packed is None:
+            self._by_definition(o)
             return
-        last = o.extent - (LANES if o.along == o.axis else 1)
-        clamp = o.extent % o.size != 0
-        w.line(f"const int {name} = {f'min({first}, {last})' if clamp else first};")
-        if tail:
-            w.line(f"{target} = 0.0f;")
-            with w.block(f"if (k < {self.depth})"):
-                self._value(target)
-        else:
-            self._value(target)
+        text = o.packed("k", f"{'mn'[o.axis - 1]}0 + at_x")
+        tail = self.depth % self.block != 0
+        w.line(f"{self.register}[u] = {f'k < {self.depth} ? {text} : (float4)(0.0f)' if tail else text};")
 
-    def _value(self, target: str) -> None:
-        o = self.operand
-        assert o.body is not None
-        lane = None if o.along is None else Lane(o.along, self.context.axes.extents[o.along], LANES)
-        emitter = DeviceEmitter(self.writer, replace(self.context, lane=lane))
-        value = emitter.value(o.body)
-        self.writer.line(f"{target} = {emitter.as_vector(value, o.body.dtype)};")
-
-    def store(self) -> None:
-        """Puts the loaded block into local memory."""
-        w = self.writer
-        w.line("#pragma unroll")
-        with w.loop("u", self.rounds):
-            w.line(f"const int load = item + u * {self.tile.items};")
-            if self.count % self.tile.items:
-                with w.block(f"if (load < {self.count})"):
-                    self._store_one()
-            else:
-                self._store_one()
-
-    def _store_one(self) -> None:
-        w, o = self.writer, self.operand
-        self._positions()
+    def _store(self) -> None:
+        w, o = self.w, self.operand
         if not self.vector:
             w.line(f"{o.name}[at_k * {o.stride} + at_x] = {self.register}[u];")
         elif o.packed is not None or o.along == o.axis:
@@ -217,6 +232,24 @@ class Stager:
         else:
             for k in range(LANES):
                 w.line(f"{o.name}[(at_k + {k}) * {o.stride} + at_x] = {self.register}[u].{'xyzw'[k]};")
+
+
+def pipelined(w: Writer, stagers: Sequence[Stager], depth: int, block: int, compute: Callable[[], None]) -> None:
+    """All blocks of k, one after the other: while one is computed with, the loads of the next are under way."""
+    for stager in stagers:
+        stager.declare()
+    for stager in stagers:
+        stager.load("0")
+    with w.loop("k0", depth, 0, block, reduces=True):
+        for stager in stagers:
+            stager.store()
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        if depth > block:
+            with w.block(f"if (k0 + {block} < {depth})"):
+                for stager in stagers:
+                    stager.load(f"k0 + {block}")
+        compute()
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
 
 
 def multiply(w: Writer, tile: Tile, a_stride: int, b_stride: int, a: str = "A", b: str = "B") -> None:
