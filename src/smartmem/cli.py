@@ -15,9 +15,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smartmem.bench.cli import bench
 from smartmem.counters.cli import counters
 from smartmem.errors import InputError, ModelError, SmartmemError
 from smartmem.levels import LEVELS
+from smartmem.options import (
+    Check,
+    DeviceName,
+    Given,
+    Layout,
+    Level,
+    March,
+    MemoryKind,
+    ModelFile,
+    OnnxFile,
+    Precision,
+    Shape,
+    Threads,
+)
 from smartmem.version import __version__
 from smartmem.zoo.cli import zoo_app
 
@@ -39,23 +54,6 @@ cache_app = typer.Typer(help="What is kept between runs.", no_args_is_help=True,
 app.add_typer(cache_app, name="cache")
 app.add_typer(zoo_app, name="zoo")
 app.command()(counters)
-
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file, or a .smem file made by compile.")]
-OnnxFile = Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")]
-Shape = Annotated[list[str] | None, typer.Option(metavar="NAME=1,3,48,320", help="Shape of an input; repeatable.")]
-Given = Annotated[
-    list[str] | None, typer.Option("--input", metavar="NAME=FILE.npy", help="An input; repeatable. Others are random.")
-]
-Level = Annotated[str, typer.Option(help=f"How far to optimize: {', '.join(LEVELS)}.")]
-March = Annotated[str, typer.Option(help="Instruction set: native, x86-64-v3, skylake-avx512, cortex_a76 ...")]
-Threads = Annotated[int | None, typer.Option(help="Threads; default: one per usable physical core.")]
-DeviceName = Annotated[
-    str, typer.Option("--device", metavar="cpu|auto|opencl[:N]", help="Where it runs; see `smartmem devices`.")
-]
-MemoryKind = Annotated[str, typer.Option("--memory", help="OpenCL: auto, or all in buffer or texture memory.")]
-Precision = Annotated[str, typer.Option("--precision", help="OpenCL: how values lie in memory, fp32 or fp16.")]
-Layout = Annotated[str, typer.Option("--layout", help="OpenCL: how layouts are assigned, greedy or exact.")]
-Check = Annotated[bool, typer.Option("--check", help="OpenCL: kernels check every coordinate, slowly.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -241,105 +239,7 @@ def compile_command(
     )
 
 
-@app.command()
-def bench(
-    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help="An .onnx file; or give --zoo.")] = None,
-    zoo: Annotated[bool, typer.Option("--zoo", help="Measure the networks of `smartmem zoo list`.")] = False,
-    models: Annotated[str, typer.Option(metavar="NAME,...", help="With --zoo: only these.")] = "",
-    against: Annotated[
-        str, typer.Option(metavar="NAME,...|all", help="Other runtimes; empty: none; all: what is installed.")
-    ] = "onnxruntime",
-    shape: Shape = None,
-    levels: Annotated[str, typer.Option(help="Levels to measure.")] = ",".join(LEVELS),
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds over all runners.")] = 10,
-    threads: Threads = None,
-    march: March = "native",
-    seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
-    seconds: Annotated[
-        float, typer.Option(min=0, help="Of runs per runner and network; slow ones get fewer rounds, 3 at least.")
-    ] = 8.0,
-    longest: Annotated[float, typer.Option(min=0, help="Seconds of one run above which a runner is not timed.")] = 30.0,
-    limit: Annotated[
-        float, typer.Option(min=1, help="Seconds that a runner may take to convert, and again to load and answer.")
-    ] = 300.0,
-    prepare: Annotated[bool, typer.Option("--prepare", help="Convert and check, time nothing; needs --work.")] = False,
-    work: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --zoo: keep what was converted there for the next call.")
-    ] = None,
-    zoo_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where exported networks are, or go; default: the cache.")
-    ] = None,
-    environments: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Runs peer NAME with DIR/NAME/bin/python, else DIR/common/bin/python."),
-    ] = None,
-    database: Annotated[Path | None, typer.Option(metavar="DIR", help="TVM's tuned schedules.")] = None,
-    as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the rows as JSON.")] = None,
-    add: Annotated[
-        bool, typer.Option("--add", help="Keep the networks that are in --json FILE, and measure only the others.")
-    ] = False,
-    as_html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a page with charts.")] = None,
-    device: DeviceName = "cpu",
-    memory: MemoryKind = "auto",
-    precision: Precision = "fp32",
-    layout: Layout = "greedy",
-) -> None:
-    """Measure every level beside other runtimes, interleaved in one run.
-
-    pip install 'smartmem[bench]' brings all ten of them (torch included, some gigabytes). One that should have versions
-    of its own gets a virtual environment, for example
-
-    python -m venv DIR/litert && DIR/litert/bin/pip install 'smartmem[zoo]' litert-torch ai-edge-litert
-
-    and --environments DIR.
-    """
-    from smartmem.bench.options import Options
-    from smartmem.bench.page import page
-    from smartmem.bench.result import read_json, write_json, write_text
-    from smartmem.bench.run import measure
-    from smartmem.bench.table import show
-    from smartmem.inputs import parse_shapes
-
-    if (model is None) != zoo:
-        raise InputError("give one of: a MODEL to measure, or --zoo")
-    if not zoo and (models or zoo_dir is not None or work is not None):
-        raise InputError("--models, --zoo-dir and --work go with --zoo")
-    if prepare and work is None:
-        raise InputError("--prepare needs --work DIR, where what it makes is kept")
-    file = None if as_json in (None, "-") else as_json
-    if add and (file is None or not zoo):
-        raise InputError("--add goes with --zoo and --json FILE, to which it adds")
-    if zoo and shape:
-        raise InputError("--shape goes with a MODEL; the zoo's networks have the shapes that `smartmem zoo list` shows")
-    options = Options(
-        model=model,
-        networks=tuple(filter(None, models.split(","))),
-        against=tuple(filter(None, against.split(","))),
-        levels=tuple(filter(None, levels.split(","))),
-        shapes=parse_shapes(shape or []),
-        rounds=rounds,
-        threads=threads,
-        march=march,
-        target={"device": device, "memory": memory, "precision": precision, "layout": layout},
-        seed=seed,
-        zoo_dir=zoo_dir,
-        work=work,
-        timed=not prepare,
-        limit=limit,
-        seconds=seconds,
-        longest=longest,
-        environments=environments,
-        database=database,
-    )
-    earlier = read_json(Path(file)) if add and file is not None and Path(file).is_file() else None
-    # The file is written after each network, so that an interrupted run loses one at most.
-    result = measure(options, earlier, lambda found: write_json(found, file) if file is not None else None)
-    if as_json != "-":
-        show(result)
-    if as_json is not None:
-        write_json(result, as_json)
-    if as_html is not None:
-        write_text(as_html, page(result))
+app.command()(bench)
 
 
 @app.command()

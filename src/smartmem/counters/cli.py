@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from smartmem.errors import InputError
 from smartmem.levels import LEVELS
+from smartmem.options import OnnxFile, Shape
 
 
 def counters(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file.")],
+    model: OnnxFile,
     profile: Annotated[str, typer.Option(help="Whose caches: adreno-540, adreno-740 or mali-g57.")] = "adreno-740",
     levels: Annotated[str, typer.Option(help="Levels to count.")] = ",".join(LEVELS),
-    shape: Annotated[list[str] | None, typer.Option(metavar="NAME=1,3,48,320", help="Shape of an input.")] = None,
+    shape: Shape = None,
     memory: Annotated[str, typer.Option(help="auto, or all in buffer or texture memory.")] = "auto",
     precision: Annotated[str, typer.Option(help="How values lie in memory, fp32 or fp16.")] = "fp32",
     layout: Annotated[str, typer.Option(help="How layouts are assigned, greedy or exact.")] = "greedy",
