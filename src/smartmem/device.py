@@ -55,6 +55,7 @@ class Device:
         image_from_buffer: cl_khr_image2d_from_buffer; pitch_alignment: in texels, 0 if unknown.
         base_alignment: bytes at which sub-buffers may start.
         ptx: the compiler takes inline PTX (NVIDIA); matrix_units: mma instructions of half matrices are there.
+        bus: an NVIDIA GPU's address on the PCI bus ("0000:3b:00.0"), by which CUDA's driver finds it.
         costs: what accesses cost.
     """
 
@@ -83,6 +84,7 @@ class Device:
     base_alignment: int = 128
     ptx: bool = False
     matrix_units: bool = False
+    bus: str = ""
     costs: MemoryCosts = field(default_factory=MemoryCosts)
 
     def has_images(self, half: bool) -> bool:

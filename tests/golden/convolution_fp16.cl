@@ -1,6 +1,6 @@
 /* t5 */
 __kernel __attribute__((reqd_work_group_size(128, 1, 1)))
-void contraction_3d6c1dd463(__global float *p0, __global const float *p1, __global const float *p2, __global const half *p3) {
+void contraction_98bc8dabc3(__global float *p0, __global const float *p1, __global const float *p2, __global const half *p3) {
     __local float A[512] __attribute__((aligned(16)));
     __local float B[4096] __attribute__((aligned(16)));
     const int item = get_local_id(0);
@@ -42,7 +42,7 @@ void contraction_3d6c1dd463(__global float *p0, __global const float *p1, __glob
         const int load = item + u * 128;
         const int at_x = (load % 16) * 4, at_k = (load / 16) * 1;
         const int k = 0 + at_k;
-        next_B[u] = k < 36 ? vloada_half4(0, p3 + k * 8 + min(n0 + at_x, 4)) : (float4)(0.0f);
+        next_B[u] = k < 36 ? sm_load_half4(p3 + k * 8 + min(n0 + at_x, 4)) : (float4)(0.0f);
     }
     for (int k0 = 0; k0 < 36; k0 += 64) /* reduces */ {
         #pragma unroll

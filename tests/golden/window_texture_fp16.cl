@@ -1,6 +1,6 @@
 /* t9 */
 __kernel __attribute__((reqd_work_group_size(128, 1, 1)))
-void contraction_1394ebbd51(__global float *p0, __read_only image2d_t image1, __global const half *p2) {
+void contraction_17eedfda6d(__global float *p0, __read_only image2d_t image1, __global const half *p2) {
     __local float A[1088] __attribute__((aligned(16)));
     __local float B[512] __attribute__((aligned(16)));
     const int item = get_local_id(0);
@@ -34,7 +34,7 @@ void contraction_1394ebbd51(__global float *p0, __read_only image2d_t image1, __
         const int load = item + u * 128;
         const int at_x = (load % 8) * 4, at_k = (load / 8) * 1;
         const int k = 0 + at_k;
-        next_B[u] = k < 8 ? vloada_half4(0, p2 + k * 4 + min(n0 + at_x, 0)) : (float4)(0.0f);
+        next_B[u] = k < 8 ? sm_load_half4(p2 + k * 4 + min(n0 + at_x, 0)) : (float4)(0.0f);
     }
     for (int k0 = 0; k0 < 8; k0 += 16) /* reduces */ {
         #pragma unroll
@@ -83,7 +83,7 @@ void contraction_1394ebbd51(__global float *p0, __read_only image2d_t image1, __
 
 /* t4 */
 __kernel __attribute__((reqd_work_group_size(128, 1, 1)))
-void contraction_9bd5ef0c09(__write_only image2d_t image0, __global const float *p1, __global const half *p2) {
+void contraction_f3d8f137b8(__write_only image2d_t image0, __global const float *p1, __global const half *p2) {
     __local float A[1088] __attribute__((aligned(16)));
     __local float B[512] __attribute__((aligned(16)));
     const int item = get_local_id(0);
@@ -117,7 +117,7 @@ void contraction_9bd5ef0c09(__write_only image2d_t image0, __global const float 
         const int load = item + u * 128;
         const int at_x = (load % 8) * 4, at_k = (load / 8) * 1;
         const int k = 0 + at_k;
-        next_B[u] = k < 3 ? vloada_half4(0, p2 + k * 8 + min(n0 + at_x, 4)) : (float4)(0.0f);
+        next_B[u] = k < 3 ? sm_load_half4(p2 + k * 8 + min(n0 + at_x, 4)) : (float4)(0.0f);
     }
     for (int k0 = 0; k0 < 3; k0 += 16) /* reduces */ {
         #pragma unroll

@@ -64,8 +64,8 @@ def in_buffers(local: tuple[int, ...] = (8,)) -> DeviceProgram:
             DeviceSlot("output", "s", (ROWS,), "float32", "float32", elements=ROWS),
         ],
         steps=[
-            LaunchStep("scale", "k.cl", (40,), local, (0, 1, 2), "Mul 1"),
-            LaunchStep("sums", "k.cl", (ROWS,), (), (2, 3), "ReduceSum 2"),
+            LaunchStep("scale", "k.cl", (40,), local, (0, 1, 2), (2,), "Mul 1"),
+            LaunchStep("sums", "k.cl", (ROWS,), (), (2, 3), (3,), "ReduceSum 2"),
         ],
         buffers=[256, 256],
         images=[],
@@ -80,8 +80,8 @@ def in_images(stored: str = "float32") -> DeviceProgram:
     program.slots[1] = DeviceSlot("weight", "w", (8,), "float32", stored, "texture", width=2, height=1)
     program.slots[2] = DeviceSlot("activation", "h", (ROWS, 8), "float32", stored, "texture", width=2, height=ROWS)
     program.steps = [
-        LaunchStep("scale", "k.cl", (2, ROWS), (2, 1), (0, 1, 2), "Mul 1"),
-        LaunchStep("sums", "k.cl", (ROWS,), (1,), (2, 3), "ReduceSum 2"),
+        LaunchStep("scale", "k.cl", (2, ROWS), (2, 1), (0, 1, 2), (2,), "Mul 1"),
+        LaunchStep("sums", "k.cl", (ROWS,), (1,), (2, 3), (3,), "ReduceSum 2"),
     ]
     program.images = [(2, ROWS, stored)]
     program.weights = {"w": WEIGHT.astype(stored).reshape(1, 2, 4)}
@@ -114,7 +114,7 @@ def with_host() -> DeviceProgram:
         program.steps[0],
         HostStep("neg", "Neg", node("Neg"), 17, (2,), (4,)),
         HostStep("nonzero", "NonZero", node("NonZero"), 17, (2,), (5,)),
-        LaunchStep("sums", "k.cl", (ROWS,), (), (4, 3), "ReduceSum 2"),
+        LaunchStep("sums", "k.cl", (ROWS,), (), (4, 3), (3,), "ReduceSum 2"),
     ]
     return program
 
@@ -124,7 +124,7 @@ def checked(shift: int) -> DeviceProgram:
     program = in_buffers()
     program.options = f"-DSHIFT={shift}"
     program.slots.append(DeviceSlot("check", "check", (4,), "int32", "int32", elements=4))
-    program.steps[0] = LaunchStep("scale", "c.cl", (40,), (8,), (0, 1, 2, 4), "Mul 1")
+    program.steps[0] = LaunchStep("scale", "c.cl", (40,), (8,), (0, 1, 2, 4), (2,), "Mul 1")
     program.sources = {"k.cl": BUFFERS, "c.cl": CHECKED}
     program.checks = ["kernel scale, load x"]
     return program
@@ -151,7 +151,9 @@ def chain(count: int) -> DeviceProgram:
             DeviceSlot("activation", "a", (64,), "float32", "float32", elements=64, place=0),
             DeviceSlot("activation", "b", (64,), "float32", "float32", elements=64, place=1),
         ],
-        steps=[LaunchStep("add_one", "k.cl", (64,), (64,), pair, f"Add {at}") for at, pair in enumerate(args)],
+        steps=[
+            LaunchStep("add_one", "k.cl", (64,), (64,), pair, pair[1:], f"Add {at}") for at, pair in enumerate(args)
+        ],
         buffers=[256, 256],
         images=[],
         weights={},

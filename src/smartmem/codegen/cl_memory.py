@@ -93,7 +93,7 @@ class LinearBuffer:
             return None
         where, half = f"{self.pointer} + {self._where(place, axes, LANES)}", self.stored == np.float16
         if is_aligned(place[0], lane):
-            return f"vloada_half4(0, {where})" if half else f"*(const __global float4 *)({where})"
+            return f"sm_load_half4({where})" if half else f"*(const __global float4 *)({where})"
         return f"vload_half4(0, {where})" if half else f"vload4(0, {where})"
 
     def is_uniform(self, place: tuple[Lin, ...], lane: Lane) -> bool:
@@ -110,7 +110,7 @@ class LinearBuffer:
             return None
         where, half = f"{self.pointer} + {self._where(place, axes, LANES)}", self.stored == np.float16
         if is_aligned(place[0], lane):
-            return f"vstorea_half4({value}, 0, {where});" if half else f"*(__global float4 *)({where}) = {value};"
+            return f"sm_store_half4({value}, {where});" if half else f"*(__global float4 *)({where}) = {value};"
         return f"vstore_half4({value}, 0, {where});" if half else f"vstore4({value}, 0, {where});"
 
 

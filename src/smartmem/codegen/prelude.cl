@@ -43,6 +43,27 @@ inline float4 sm_round_half(float4 v) {
     const uint4 bits = as_uint4(v), rounded = (bits + 0xfffu + ((bits >> 13) & 1u)) & 0xffffe000u;
     return select(v, as_float4(rounded), fabs(v) < 65520.0f);
 }
+/* Four halves at a multiple of eight bytes in one access. NVIDIA's compiler makes four of vloada_half4: it is told. */
+#ifdef SM_PTX
+inline float4 sm_load_half4(const __global half *p) {
+    const uint2 bits = *(const __global uint2 *)p;
+    float x, y, z, w;
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(x), "=f"(y) : "r"(bits.x));
+    asm("{ .reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }" : "=f"(z), "=f"(w) : "r"(bits.y));
+    return (float4)(x, y, z, w);
+}
+inline uint sm_half2(float x, float y) {
+    uint bits;
+    asm("{ .reg .b16 a, b; cvt.rn.f16.f32 a, %1; cvt.rn.f16.f32 b, %2; mov.b32 %0, {a, b}; }" : "=r"(bits) : "f"(x), "f"(y));
+    return bits;
+}
+inline void sm_store_half4(float4 v, __global half *p) {
+    *(__global uint2 *)p = (uint2)(sm_half2(v.x, v.y), sm_half2(v.z, v.w));
+}
+#else
+#define sm_load_half4(p) vloada_half4(0, p)
+#define sm_store_half4(v, p) vstorea_half4(v, 0, p)
+#endif
 inline float sm_dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 inline float sm_sum4(float4 v) { return (v.x + v.y) + (v.z + v.w); }
 inline float sm_prod4(float4 v) { return (v.x * v.y) * (v.z * v.w); }

@@ -47,11 +47,13 @@ def assemble_device(
         code, (source, symbol) = codes[number], symbols[number]
         args = tuple(slots.number(name) for name in code.args)
         label = f"{code.family}: {step.tensor}"
-        steps.append(LaunchStep(symbol, source, code.global_size, code.local_size, args, label))
+        writes = (slots.number(storages[step.tensor].buffer),)
+        steps.append(LaunchStep(symbol, source, code.global_size, code.local_size, args, writes, label))
         number += 1
     buffers, images, bound = slots.place(steps)
+    options = BUILD_OPTIONS + (" -DSM_PTX" if target.device.ptx else "")
     program = DeviceProgram(
-        module.name, level, target.device.name, BUILD_OPTIONS, specs(module.inputs, module),
+        module.name, level, target.device.name, options, specs(module.inputs, module),
         specs(module.outputs, module), slots.slots, steps, buffers, images, slots.weights, sources, checks=checks,
     )  # fmt: skip
     program.report["memory"] = {

@@ -95,7 +95,7 @@ def test_times(make):
 def test_one_kernel_in_many_steps(make, native):
     model = make(chain(50))
     if not native:
-        model._plan._native = None
+        model._executor._plan._native = None
     x = np.arange(64, dtype=np.float32)
     np.testing.assert_array_equal(model(x), x + 50)
 

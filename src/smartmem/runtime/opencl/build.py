@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, TypeVar
 
 from smartmem.device import Device
 from smartmem.errors import CompilerError
@@ -20,6 +20,7 @@ from smartmem.runtime.opencl.loader import pyopencl
 from smartmem.runtime.opencl.program import DeviceProgram
 
 Progress = Callable[[str, int, int], None]
+Made = TypeVar("Made")
 _LOG_LINES = 3  # of a driver's log, in an error
 
 
@@ -27,12 +28,13 @@ class Builder:
     """Builds sources for one device.
 
     Attributes:
+        context, handle: of the device, as pyopencl has them.
         compiled: how many sources the driver's compiler has seen (the others came from the cache).
     """
 
     def __init__(self, context: Any, handle: Any, device: Device, options: str, cache: Cache) -> None:
-        self._context = context
-        self._handle = handle
+        self.context = context
+        self.handle = handle
         self._device = device
         self._options = options
         self._cache = cache
@@ -44,11 +46,24 @@ class Builder:
         Raises:
             CompilerError: the driver refuses a source; the message names a copy of it.
         """
-        built: dict[str, Any] = {}
+        return self._each(self.build, program, progress)
+
+    def binaries(self, program: DeviceProgram, progress: Progress | None = None) -> dict[str, bytes]:
+        """What the driver's compiler makes of each of `program.sources`.
+
+        Raises:
+            CompilerError: the driver refuses a source; the message names a copy of it.
+        """
+        return self._each(self.binary, program, progress)
+
+    def _each(
+        self, make: Callable[[str, str], Made], program: DeviceProgram, progress: Progress | None
+    ) -> dict[str, Made]:
+        built: dict[str, Made] = {}
         total = len(program.sources)
         with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             warnings.simplefilter("ignore")  # compilers' remarks are no news for the user
-            futures = {pool.submit(self.build, name, text): name for name, text in program.sources.items()}
+            futures = {pool.submit(make, name, text): name for name, text in program.sources.items()}
             try:
                 for future in as_completed(futures):
                     built[futures[future]] = future.result()
@@ -61,33 +76,46 @@ class Builder:
 
     def build(self, name: str, text: str) -> Any:
         """One source, built."""
-        key = json.dumps([self._device.name, self._device.driver, self._device.version, self._options, text])
+        key = self._key(text)
         if (found := self._cache.find("opencl", key, ".bin")) and (program := self._from_binary(found.read_bytes())):
             return program
+        return self._compile(name, text, key)[0]
+
+    def binary(self, name: str, text: str) -> bytes:
+        """What the driver's compiler makes of one source."""
+        key = self._key(text)
+        if found := self._cache.find("opencl", key, ".bin"):
+            return found.read_bytes()
+        return self._compile(name, text, key)[1]
+
+    def _key(self, text: str) -> str:
+        return json.dumps([self._device.name, self._device.driver, self._device.version, self._options, text])
+
+    def _compile(self, name: str, text: str, key: str) -> tuple[Any, bytes]:
         self.compiled += 1
         program = self._from_source(name, text, key)
-        binary = program.get_info(pyopencl().program_info.BINARIES)[0]
+        binary = bytes(program.get_info(pyopencl().program_info.BINARIES)[0] or b"")
         if binary:
-            self._cache.add("opencl", key, ".bin", bytes(binary))
-        return program
+            self._cache.add("opencl", key, ".bin", binary)
+        return program, binary
 
     def _from_binary(self, binary: bytes) -> Any:
         """A built program, or None if the driver does not take the binary (any more)."""
         cl = pyopencl()
         try:
-            return cl.Program(self._context, [self._handle], [binary]).build(self._options, [self._handle])
+            return cl.Program(self.context, [self.handle], [binary]).build(self._options, [self.handle])
         except cl.Error:
             return None
 
     def _from_source(self, name: str, text: str, key: str) -> Any:
         cl = pyopencl()
-        program = cl.Program(self._context, text)
+        program = cl.Program(self.context, text)
         _ = program.int_ptr  # made now, so that pyopencl does not look into a cache of its own
         try:
-            return program.build(self._options, [self._handle])
+            return program.build(self._options, [self.handle])
         except cl.Error as error:
             kept = self._cache.add("failed", key, ".cl", text.encode())
-            log = program.get_build_info(self._handle, cl.program_build_info.LOG) or str(error)
+            log = program.get_build_info(self.handle, cl.program_build_info.LOG) or str(error)
         raise CompilerError(f"{self._device.name} refuses {name}, kept as {kept}: {_first_lines(log)}")
 
 

@@ -140,8 +140,15 @@ def _describe(cl: Any, platform: Any, handle: Any) -> Device:
         pitch_alignment=_pitch_alignment(handle),
         base_alignment=max(1, get("MEM_BASE_ADDR_ALIGN", 1024) // 8),
         ptx=capability > 0,
+        bus=_bus(get) if capability else "",
         matrix_units=capability >= 8,
     )
+
+
+def _bus(get: Any) -> str:
+    """An NVIDIA GPU's address on the PCI bus, "" where the driver does not say."""
+    bus, slot = get("PCI_BUS_ID_NV", None), get("PCI_SLOT_ID_NV", None)
+    return "" if bus is None or slot is None else f"{get('PCI_DOMAIN_ID_NV'):04x}:{bus:02x}:{slot:02x}.0"
 
 
 def _image_formats(cl: Any, handle: Any) -> tuple[bool, bool]:

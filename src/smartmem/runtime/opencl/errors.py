@@ -34,7 +34,9 @@ class DeviceLost(RuntimeFailure):
     """The device stopped working in the middle: nothing that lies on it can be used any more."""
 
 
-def failure(device: Device, status: int, doing: str, needed: str, allocating: bool = False) -> RuntimeFailure:
+def failure(
+    device: Device, status: int, doing: str, needed: str, allocating: bool = False, name: str = ""
+) -> RuntimeFailure:
     """The error for `status`.
 
     Args:
@@ -43,8 +45,9 @@ def failure(device: Device, status: int, doing: str, needed: str, allocating: bo
         doing: "allocating …", "running KERNEL".
         needed: how much memory the model wants, in words.
         allocating: it happened when memory was asked for.
+        name: what the driver calls it, where it is not OpenCL's.
     """
-    what = f"{_NAMES.get(status, 'error')} ({status})"
+    what = name or f"{_NAMES.get(status, 'error')} ({status})"
     if status in _MEMORY or (allocating and status == _EXHAUSTED):
         return RuntimeFailure(
             f"{device.name} is out of memory ({doing}: {what}); the model needs {needed}: "

@@ -8,6 +8,7 @@ has no object: it stays an array of the host.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +46,9 @@ def allocate(program: DeviceProgram, device: Device, context: Any, queue: Any) -
     """
     cl = pyopencl()
     flags = cl.mem_flags
-    touched = {at for step in program.steps if isinstance(step, LaunchStep) for at in step.args}
-    memories = Memories(needed=_needed(program, touched))
-    _check_limits(program, device, touched, memories.needed)
+    touched = touched_slots(program)
+    memories = Memories(needed=words_of_need(program, touched))
+    check_limits(program, device, touched, memories.needed)
     with reporting(device, f"allocating {memories.needed}", memories.needed, allocating=True):
         buffers = [cl.Buffer(context, flags.READ_WRITE, nbytes) for nbytes in program.buffers]
         images = [
@@ -55,14 +56,14 @@ def allocate(program: DeviceProgram, device: Device, context: Any, queue: Any) -
             for width, height, stored in program.images
         ]
         uploads = []
-        for at in sorted(touched):
+        for at in touched:
             slot = program.slots[at]
             if slot.kind == "activation" and slot.memory == "texture":
                 memories.objects[at] = images[slot.place]
             elif slot.kind == "activation":
                 memories.objects[at] = buffers[slot.place]
             elif slot.kind == "weight":
-                array = np.ascontiguousarray(program.weights[slot.name])
+                array = weight_array(program, slot)
                 memories.objects[at] = _weight(cl, context, slot, array)
                 uploads.append((memories.objects[at], array, slot))
             else:
@@ -85,12 +86,27 @@ def buffer_bytes(slot: DeviceSlot) -> int:
     return max(1, values * dtype_of(slot.stored).itemsize)
 
 
-def _weight(cl: Any, context: Any, slot: DeviceSlot, array: Array) -> Any:
+def touched_slots(program: DeviceProgram) -> list[int]:
+    """The slots that kernels touch, in order."""
+    return sorted({at for step in program.steps if isinstance(step, LaunchStep) for at in step.args})
+
+
+def weight_array(program: DeviceProgram, slot: DeviceSlot) -> Array:
+    """The contents of a weight's slot.
+
+    Raises:
+        CompilerError: they are not what the slot says.
+    """
+    array = np.ascontiguousarray(program.weights[slot.name])
     if array.dtype.name != slot.stored:
         raise CompilerError(f"weight {slot.name!r} is {array.dtype.name}, its slot says {slot.stored}")
+    if slot.memory == "texture" and array.shape != (slot.height, slot.width, 4):
+        raise CompilerError(f"weight {slot.name!r} has {list(array.shape)} values for {slot.width}x{slot.height}")
+    return array
+
+
+def _weight(cl: Any, context: Any, slot: DeviceSlot, array: Array) -> Any:
     if slot.memory == "texture":
-        if array.shape != (slot.height, slot.width, 4):
-            raise CompilerError(f"weight {slot.name!r} has {list(array.shape)} values for {slot.width}x{slot.height}")
         return cl.create_image(context, cl.mem_flags.READ_ONLY, _format(slot.stored), shape=(slot.width, slot.height))
     return cl.Buffer(context, cl.mem_flags.READ_ONLY, max(buffer_bytes(slot), array.nbytes))
 
@@ -103,9 +119,14 @@ def _format(stored: str) -> Any:
     return cl.ImageFormat(cl.channel_order.RGBA, kinds[stored])
 
 
-def _check_limits(program: DeviceProgram, device: Device, touched: set[int], needed: str) -> None:
-    """Refuse what the device says it cannot hold; drivers complain late, or not at all."""
-    slots = [program.slots[at] for at in sorted(touched)]
+def check_limits(program: DeviceProgram, device: Device, touched: Sequence[int], needed: str) -> None:
+    """Refuse what the device says it cannot hold; drivers complain late, or not at all.
+
+    Raises:
+        InputError: no images, or none that large.
+        RuntimeFailure: not enough memory.
+    """
+    slots = [program.slots[at] for at in touched]
     extents = [(slot.name, slot.width, slot.height, slot.stored) for slot in slots if slot.memory == "texture"]
     extents += [(f"pooled image {at}", *image) for at, image in enumerate(program.images)]
     for name, width, height, stored in extents:
@@ -133,11 +154,11 @@ def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:.1f} MiB"
 
 
-def _total(program: DeviceProgram, touched: set[int]) -> int:
+def _total(program: DeviceProgram, touched: Sequence[int]) -> int:
     return sum(_parts(program, touched))
 
 
-def _parts(program: DeviceProgram, touched: set[int]) -> tuple[int, int]:
+def _parts(program: DeviceProgram, touched: Sequence[int]) -> tuple[int, int]:
     """Bytes of activations (with inputs and outputs) and of weights."""
     activations = sum(program.buffers) + sum(
         width * height * 4 * dtype_of(stored).itemsize for width, height, stored in program.images
@@ -152,6 +173,7 @@ def _parts(program: DeviceProgram, touched: set[int]) -> tuple[int, int]:
     return activations, weights
 
 
-def _needed(program: DeviceProgram, touched: set[int]) -> str:
+def words_of_need(program: DeviceProgram, touched: Sequence[int]) -> str:
+    """Bytes of everything, for messages."""
     activations, weights = _parts(program, touched)
     return f"{_mib(activations + weights)} ({_mib(activations)} activations, {_mib(weights)} weights)"

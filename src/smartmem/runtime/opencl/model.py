@@ -1,14 +1,15 @@
 """A model compiled for an OpenCL device that can be called.
 
-In: a `DeviceProgram` and the `Device`. A call uploads the inputs, enqueues the kernels in one native call per stretch
-between host steps, and reads the outputs. Everything on the device is allocated once, weights are uploaded once.
+In: a `DeviceProgram` and the `Device`. A call uploads the inputs, has its executor launch the kernels in one native
+call per stretch between host steps, and reads the outputs. Everything on the device is allocated once, and weights are
+uploaded once.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,10 @@ from smartmem.runtime.compiled import CompiledModel, StepTime
 from smartmem.runtime.host_steps import HostSteps, fresh
 from smartmem.runtime.opencl.build import Builder, Progress
 from smartmem.runtime.opencl.devices import opencl_device
-from smartmem.runtime.opencl.errors import DeviceLost, reporting
-from smartmem.runtime.opencl.launch import LaunchPlan
-from smartmem.runtime.opencl.loader import pyopencl
-from smartmem.runtime.opencl.memory import allocate
+from smartmem.runtime.opencl.errors import DeviceLost
+from smartmem.runtime.opencl.executor import Executor
 from smartmem.runtime.opencl.program import DeviceProgram, LaunchStep
+from smartmem.runtime.opencl.queue import QueueExecutor, context_of
 from smartmem.runtime.plan import Segment, segments
 
 
@@ -37,7 +37,6 @@ class DeviceModel(CompiledModel):
     Attributes:
         device: what runs it.
         compiled: how many sources the driver had to compile (0: all binaries came from the cache).
-        native: whether kernels are enqueued by native code.
     """
 
     program: DeviceProgram
@@ -61,26 +60,25 @@ class DeviceModel(CompiledModel):
         super().__init__(program)
         self.device = device
         cache = cache or open_cache()
-        handle = opencl_device(device)
         self._process = os.getpid()
-        self._context = _context(handle)
-        self._queue = self._make_queue(False)
-        self._memories = allocate(program, device, self._context, self._queue)
-        builder = Builder(self._context, handle, device, program.options, cache)
-        programs = builder.build_all(program, progress)
+        handle = opencl_device(device)
+        builder = Builder(context_of(handle), handle, device, program.options, cache)
+        self._executor = _executor(program, device, builder, cache, progress)
         self.compiled = builder.compiled
-        launches = [step for step in program.steps if isinstance(step, LaunchStep)]
-        self._launches = launches
-        self._plan = LaunchPlan(launches, programs, self._memories, device, handle, cache)
-        self.native = self._plan.native
+        self._launches = [step for step in program.steps if isinstance(step, LaunchStep)]
         self._segments = segments(program)
         self._host_steps = HostSteps(program.slots)
         self._arrays: dict[int, Any] = {}  # what lies on the host, by slot number: inputs and results of host steps
 
     @property
     def where(self) -> str:
-        """The device's name."""
-        return self.device.name
+        """The device's name, and how kernels get there."""
+        return f"{self.device.name}, {self._executor.how}"
+
+    @property
+    def native(self) -> bool:
+        """Whether kernels are launched by native code."""
+        return self._executor.native
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as one file that `smartmem.load` reads where there is a device of the same name."""
@@ -108,7 +106,7 @@ class DeviceModel(CompiledModel):
             for _ in range(repeats):
                 start = time.perf_counter()
                 self._run_segments(None)
-                self._finish()
+                self._executor.finish()
                 seconds.append(time.perf_counter() - start)
         return seconds
 
@@ -119,9 +117,9 @@ class DeviceModel(CompiledModel):
             self._check_usable()
             for _ in range(repeats):
                 start = time.perf_counter()
-                self._plan.enqueue(self._queue, 0, len(self._launches))
+                self._executor.enqueue(0, len(self._launches))
                 seconds.append(time.perf_counter() - start)
-                self._finish()
+                self._executor.finish()
         return seconds
 
     def kernel_seconds(self, inputs: dict[str, Any]) -> float:
@@ -135,15 +133,8 @@ class DeviceModel(CompiledModel):
 
     def _release(self) -> None:
         self._closed = True
-        self._memories.objects = {}
+        self._executor.close()
         self._arrays = {}
-        self._plan = None  # type: ignore[assignment]
-        self._queue = self._context = None
-
-    def _make_queue(self, profiling: bool) -> Any:
-        cl = pyopencl()
-        properties = cl.command_queue_properties.PROFILING_ENABLE if profiling else 0
-        return cl.CommandQueue(self._context, properties=properties)
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -155,19 +146,12 @@ class DeviceModel(CompiledModel):
         with self._lock:
             self._check_usable()
             try:
-                # Timestamps cost time on some drivers: a queue with them only where they are asked for.
-                queue = self._queue
-                if times is not None:
-                    self._queue = self._make_queue(True)
-                try:
-                    self._upload(inputs)
-                    self._run_segments(times)
-                    return self._outputs()
-                finally:
-                    self._queue = queue
+                self._upload(inputs)
+                self._run_segments(times)
+                return self._outputs()
             except DeviceLost:
                 self._release()
-                _context.cache_clear()
+                context_of.cache_clear()
                 raise
 
     def _run_segments(self, times: list[StepTime] | None) -> None:
@@ -178,22 +162,20 @@ class DeviceModel(CompiledModel):
                 if times is not None:
                     times.append(StepTime(segment.host.label, segment.host.op, time.perf_counter() - start, True))
             elif times is None:
-                self._plan.enqueue(self._queue, segment.first, segment.count)
+                self._executor.enqueue(segment.first, segment.count)
             else:
                 self._timed(segment, times)
 
     def _timed(self, segment: Segment, times: list[StepTime]) -> None:
-        events = self._plan.enqueue_timed(self._queue, segment.first, segment.count)
-        self._finish()
+        seconds = self._executor.timed(segment.first, segment.count)
         steps = self._launches[segment.first : segment.first + segment.count]
-        for step, event in zip(steps, events, strict=True):
-            seconds = (event.profile.end - event.profile.start) * 1e-9
-            times.append(StepTime(step.label, step.kernel, seconds, False))
+        for step, each in zip(steps, seconds, strict=True):
+            times.append(StepTime(step.label, step.kernel, each, False))
 
     def _host(self, step: HostStep) -> None:
         operands = [None if at < 0 else self._read(at) for at in step.inputs]
         for at, value in self._host_steps.run(step, operands):
-            if at in self._memories.objects:
+            if self._executor.holds(at):
                 self._write(at, value)
             else:
                 self._arrays[at] = value
@@ -203,25 +185,22 @@ class DeviceModel(CompiledModel):
         for at, slot in enumerate(self.program.slots):
             if slot.kind == "input":
                 self._arrays[at] = inputs[slot.name]
-                if at in self._memories.objects:
+                if self._executor.holds(at):
                     self._write(at, inputs[slot.name])
-            elif slot.kind == "check" and at in self._memories.objects:
+            elif slot.kind == "check" and self._executor.holds(at):
                 self._write(at, np.zeros(slot.elements, np.int32))
 
     def _write(self, at: int, value: Array) -> None:
         """Put a row-major array into a buffer, in the type that is stored."""
-        cl = pyopencl()
         slot = self.program.slots[at]
         if slot.memory == "texture":
             raise CompilerError(f"a host step writes {slot.name!r}, which is an image")
         array = np.ascontiguousarray(value, dtype_of(slot.stored))
         if array.nbytes:
-            with reporting(self.device, f"writing {slot.name!r}", self._memories.needed):
-                cl.enqueue_copy(self._queue, self._memories.objects[at], array)
+            self._executor.write(at, array)
 
     def _read(self, at: int) -> Any:
         """The row-major array of a slot; waits for the kernels before."""
-        cl = pyopencl()
         slot = self.program.slots[at]
         if at in self._arrays:
             return self._arrays[at]
@@ -231,8 +210,7 @@ class DeviceModel(CompiledModel):
             raise CompilerError(f"a host step reads {slot.name!r}, which is no row-major buffer")
         array = aligned_empty(slot.shape, dtype_of(slot.stored))
         if array.nbytes:
-            with reporting(self.device, "running the model", self._memories.needed):
-                cl.enqueue_copy(self._queue, array, self._memories.objects[at])
+            self._executor.read(at, array)
         return array.astype(dtype_of(slot.dtype), copy=False)
 
     def _outputs(self) -> list[Array]:
@@ -240,9 +218,9 @@ class DeviceModel(CompiledModel):
         for at, slot in enumerate(self.program.slots):
             if slot.kind == "output":
                 by_name[slot.name] = fresh(self._arrays[at]) if at in self._arrays else self._read(at)
-            elif slot.kind == "check" and at in self._memories.objects:
+            elif slot.kind == "check" and self._executor.holds(at):
                 self._judge(at)
-        self._finish()
+        self._executor.finish()
         return [by_name[spec.name] for spec in self.program.outputs]
 
     def _judge(self, at: int) -> None:
@@ -255,12 +233,17 @@ class DeviceModel(CompiledModel):
                 f"{count} accesses out of range; the first: {name} at {coordinate} of {extent}. Please report it"
             )
 
-    def _finish(self) -> None:
-        with reporting(self.device, "running the model", self._memories.needed):
-            self._queue.finish()
 
+def _executor(
+    program: DeviceProgram, device: Device, builder: Builder, cache: Cache, progress: Progress | None
+) -> Executor:
+    """A CUDA graph where the device is NVIDIA's and takes it, else a command queue."""
+    if device.bus and os.environ.get("SMARTMEM_LAUNCH", "graph") == "graph":
+        from smartmem.runtime.cuda.driver import CudaError
+        from smartmem.runtime.cuda.graph import GraphExecutor
 
-@functools.cache
-def _context(handle: Any) -> Any:
-    """One context per device and process: a driver may take a tenth of a second for one."""
-    return pyopencl().Context([handle])
+        try:
+            return GraphExecutor(program, device, builder.binaries(program, progress), device.bus)
+        except (CudaError, ValueError) as error:
+            warnings.warn(f"kernels are enqueued one by one, which takes longer: {error}", RuntimeWarning, stacklevel=3)
+    return QueueExecutor(program, device, builder, cache, progress)

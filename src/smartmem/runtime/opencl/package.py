@@ -133,7 +133,7 @@ def _program(
 
 def _step_in(entry: dict[str, Any]) -> LaunchStep | HostStep:
     tuples: dict[str, Any] = {
-        name: tuple(entry[name]) for name in ("global_size", "local_size", "args") if name in entry
+        name: tuple(entry[name]) for name in ("global_size", "local_size", "args", "writes") if name in entry
     }
     return host_step_in(entry) or LaunchStep(**(entry | tuples))
 

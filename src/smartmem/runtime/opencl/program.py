@@ -44,13 +44,17 @@ class DeviceSlot:
 
 @dataclass(frozen=True)
 class LaunchStep:
-    """One kernel launch: `kernel` of `sources[source]` over `global_size` work-items in groups of `local_size`."""
+    """One kernel launch: `kernel` of `sources[source]` over `global_size` work-items in groups of `local_size`.
+
+    `args` are the slots of its arguments, `writes` those of them that it writes.
+    """
 
     kernel: str
     source: str
     global_size: tuple[int, ...]
     local_size: tuple[int, ...]
     args: tuple[int, ...]
+    writes: tuple[int, ...]
     label: str
 
 

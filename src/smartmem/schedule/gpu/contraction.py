@@ -215,7 +215,7 @@ def packed_operand(weight: Array, pointer: str, tile: Tile, bounds: Bounds | Non
     def load(k: str, n: str) -> str:
         column = f"min({n}, {width - LANES})" if width % tile.columns else n
         where = f"{pointer} + {checked(bounds, f'{base}{k} * {width} + {column}', together=LANES)}"
-        return f"vloada_half4(0, {where})" if half else f"*(const __global float4 *)({where})"
+        return f"sm_load_half4({where})" if half else f"*(const __global float4 *)({where})"
 
     return Staged("B", N, width, tile.columns, tile.columns, None, N, None, load)
 

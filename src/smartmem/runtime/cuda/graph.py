@@ -1,0 +1,263 @@
+"""Run a device program on an NVIDIA GPU as CUDA graphs: one native call per stretch of kernels, whatever their number.
+
+The OpenCL compiler of the driver builds the kernels, as on every device; what it writes is PTX, which CUDA's driver
+loads (`ptx`). NVIDIA's OpenCL takes 5 us of host time for each launch, a graph is launched at once. Kernels that do
+not wait for each other's tensors are no neighbours in the graph, and may overlap:
+
+    a = x * w;  b = x * v;  c = a + b        ->   c waits for a and b, which wait for nothing
+
+In: what `QueueExecutor` takes. Out: a `GraphExecutor`. Textures are CUDA arrays with a handle for reading and one for
+writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from smartmem.device import Device
+from smartmem.runtime.arrays import Array, dtype_of
+from smartmem.runtime.cuda.driver import (
+    ArrayDescriptor,
+    Copy2D,
+    CudaError,
+    Driver,
+    KernelNode,
+    ResourceDescriptor,
+    TextureDescriptor,
+)
+from smartmem.runtime.cuda.ptx import for_cuda
+from smartmem.runtime.opencl.errors import failure
+from smartmem.runtime.opencl.executor import Executor
+from smartmem.runtime.opencl.memory import buffer_bytes, check_limits, touched_slots, weight_array, words_of_need
+from smartmem.runtime.opencl.program import DeviceProgram, DeviceSlot, LaunchStep
+
+_FORMATS = {"float32": 0x20, "float16": 0x10}
+_SURFACES = 0x02  # CUDA_ARRAY3D_SURFACE_LDST
+_HOST, _ARRAY = 1, 3  # kinds of memory of a copy
+_CLAMP = 1
+# CUDA's statuses as OpenCL's, which `failure` tells apart.
+_STATUSES = {2: -4, 700: -9999, 715: -9999, 716: -9999, 717: -9999, 718: -9999, 719: -14, 702: -14}
+
+
+class GraphExecutor(Executor):
+    """See the module."""
+
+    how = "CUDA graph"
+    native = True
+
+    def __init__(self, program: DeviceProgram, device: Device, binaries: dict[str, bytes], bus: str) -> None:
+        """Load the kernels and allocate everything.
+
+        Args:
+            program: what to run.
+            device: the GPU.
+            binaries: what the OpenCL driver made of each source.
+            bus: the GPU's address on the PCI bus, "0000:3b:00.0".
+
+        Raises:
+            CudaError: there is no such GPU for CUDA, or it does not take the kernels.
+            ValueError: a binary is no PTX.
+            RuntimeFailure: not enough memory.
+        """
+        driver = Driver.open()
+        if driver is None:
+            raise ValueError("there is no CUDA driver library")
+        self._driver, self._device, self._program = driver, device, program
+        touched = touched_slots(program)
+        self._needed = words_of_need(program, touched)
+        self._steps = [step for step in program.steps if isinstance(step, LaunchStep)]
+        self._undo: list[tuple[str, Any]] = []  # functions that free what was made, last first
+        self._graphs: dict[tuple[int, int, bool], Any] = {}
+        self._events: list[Any] = []
+        number = driver.made("cuDeviceGetByPCIBusId", bus.encode(), kind=ctypes.c_int)
+        self._context = driver.made("cuDevicePrimaryCtxRetain", number)
+        self._undo.append(("cuDevicePrimaryCtxRelease", number))
+        try:
+            driver.cuCtxSetCurrent(self._context)
+            self._functions = self._load(binaries)
+            check_limits(program, device, touched, self._needed)
+            self._stream = self._make("cuStreamCreate", "cuStreamDestroy", 0)
+            with self._reporting(f"allocating {self._needed}"):
+                self._allocate(touched)
+        except BaseException:
+            self.close()
+            raise
+
+    def holds(self, at: int) -> bool:
+        return at in self._places
+
+    def write(self, at: int, array: Array) -> None:
+        with self._reporting(f"writing {self._program.slots[at].name!r}"):
+            self._driver.cuMemcpyHtoD(self._places[at], array.ctypes.data, array.nbytes)
+
+    def read(self, at: int, array: Array) -> None:
+        with self._reporting("running the model"):
+            self._driver.cuMemcpyDtoH(array.ctypes.data, self._places[at], array.nbytes)
+
+    def enqueue(self, first: int, count: int) -> None:
+        with self._reporting("running the model"):
+            self._driver.cuGraphLaunch(self._graph(first, count, False), self._stream)
+
+    def timed(self, first: int, count: int) -> list[float]:
+        with self._reporting("running the model"):
+            while len(self._events) <= count:
+                self._events.append(self._make("cuEventCreate", "cuEventDestroy", 0))
+            self._driver.cuGraphLaunch(self._graph(first, count, True), self._stream)
+            self._driver.cuStreamSynchronize(self._stream)
+            return [
+                self._driver.made("cuEventElapsedTime", begin, end, kind=ctypes.c_float) * 1e-3
+                for begin, end in zip(self._events[:count], self._events[1 : count + 1], strict=True)
+            ]
+
+    def finish(self) -> None:
+        with self._reporting("running the model"):
+            self._driver.cuStreamSynchronize(self._stream)
+
+    def close(self) -> None:
+        with contextlib.suppress(CudaError):
+            self._driver.cuCtxSetCurrent(self._context)
+        while self._undo:
+            function, argument = self._undo.pop()
+            with contextlib.suppress(CudaError):  # after a crash nothing can be freed
+                getattr(self._driver, function)(argument)
+        self._places: dict[int, int] = {}
+        self._graphs = {}
+
+    def _make(self, function: str, undo: str, *arguments: Any, kind: Any = ctypes.c_void_p) -> Any:
+        made = self._driver.made(function, *arguments, kind=kind)
+        self._undo.append((undo, made))
+        return made
+
+    @contextlib.contextmanager
+    def _reporting(self, doing: str) -> Iterator[None]:
+        """What CUDA refuses, as a `RuntimeFailure`; the context is made the calling thread's first."""
+        try:
+            self._driver.cuCtxSetCurrent(self._context)
+            yield
+        except CudaError as error:
+            status = _STATUSES.get(error.status, error.status)
+            raise failure(self._device, status, doing, self._needed, name=error.name) from error
+
+    def _load(self, binaries: dict[str, bytes]) -> list[Any]:
+        """The function of each step."""
+        modules = {
+            name: self._make("cuModuleLoadData", "cuModuleUnload", for_cuda(binary))
+            for name, binary in binaries.items()
+        }
+        return [
+            self._driver.made("cuModuleGetFunction", modules[step.source], step.kernel.encode()) for step in self._steps
+        ]
+
+    def _allocate(self, touched: Sequence[int]) -> None:
+        """Memory for every slot: what a kernel reads of it, and what it writes (of a texture another handle)."""
+        program = self._program
+        buffers = [self._buffer(nbytes) for nbytes in program.buffers]
+        images = [self._image(*image) for image in program.images]
+        self._places = {}
+        self._textures: dict[int, tuple[int, int]] = {}
+        for at in touched:
+            slot = program.slots[at]
+            array = weight_array(program, slot) if slot.kind == "weight" else None
+            if slot.memory == "texture":
+                made = images[slot.place] if array is None else self._image(slot.width, slot.height, slot.stored)
+                self._textures[at] = made[1:]
+                if array is not None:
+                    self._fill(made[0], slot, array)
+            elif slot.kind == "activation":
+                self._places[at] = buffers[slot.place]
+            else:
+                self._places[at] = self._buffer(max(buffer_bytes(slot), 0 if array is None else array.nbytes))
+                if array is not None and array.nbytes:
+                    self._driver.cuMemcpyHtoD(self._places[at], array.ctypes.data, array.nbytes)
+
+    def _buffer(self, nbytes: int) -> int:
+        """A buffer of zeros: what pads an input is read by kernels like any value, and must not be NaN."""
+        made: int = self._make("cuMemAlloc", "cuMemFree", max(nbytes, 1), kind=ctypes.c_uint64)
+        self._driver.cuMemsetD8(made, 0, max(nbytes, 1))
+        return made
+
+    def _image(self, width: int, height: int, stored: str) -> tuple[Any, int, int]:
+        """An array of RGBA texels, its handle for reading, and that for writing."""
+        what = ArrayDescriptor(width, height, 0, _FORMATS[stored], 4, _SURFACES)
+        array = self._make("cuArray3DCreate", "cuArrayDestroy", ctypes.byref(what))
+        resource = ResourceDescriptor(0, array)
+        how = TextureDescriptor((_CLAMP, _CLAMP, _CLAMP))
+        texture = self._make(
+            "cuTexObjectCreate", "cuTexObjectDestroy", ctypes.byref(resource), ctypes.byref(how), None,
+            kind=ctypes.c_uint64,
+        )  # fmt: skip
+        surface = self._make("cuSurfObjectCreate", "cuSurfObjectDestroy", ctypes.byref(resource), kind=ctypes.c_uint64)
+        return array, texture, surface
+
+    def _fill(self, array: Any, slot: DeviceSlot, values: Array) -> None:
+        pitch = slot.width * 4 * dtype_of(slot.stored).itemsize
+        copy = Copy2D(
+            source_kind=_HOST, source_host=values.ctypes.data, source_pitch=pitch,
+            target_kind=_ARRAY, target_array=array, width=pitch, height=slot.height,
+        )  # fmt: skip
+        self._driver.cuMemcpy2D(ctypes.byref(copy))
+
+    def _graph(self, first: int, count: int, timed: bool) -> Any:
+        """Steps [first, first + count) as a graph; timed: one after the other, with an event before and after each."""
+        key = (first, count, timed)
+        if key not in self._graphs:
+            graph = self._driver.made("cuGraphCreate", 0)
+            try:
+                steps = self._steps[first : first + count]
+                nodes: list[Any] = []
+                last = [self._event_node(graph, [], 0)] if timed else []
+                for number, (step, waits) in enumerate(zip(steps, dependencies(steps, self._program), strict=True)):
+                    after = last if timed else [nodes[k] for k in waits]
+                    nodes.append(self._kernel_node(graph, after, first + number, step))
+                    if timed:
+                        last = [self._event_node(graph, nodes[-1:], number + 1)]
+                self._graphs[key] = self._make("cuGraphInstantiateWithFlags", "cuGraphExecDestroy", graph, 0)
+            finally:
+                self._driver.cuGraphDestroy(graph)
+        return self._graphs[key]
+
+    def _event_node(self, graph: Any, after: list[Any], number: int) -> Any:
+        waits = (ctypes.c_void_p * max(len(after), 1))(*after)
+        return self._driver.made("cuGraphAddEventRecordNode", graph, waits, len(after), self._events[number])
+
+    def _kernel_node(self, graph: Any, after: list[Any], number: int, step: LaunchStep) -> Any:
+        values = [ctypes.c_uint64(self._argument(step, at)) for at in step.args]
+        params = (ctypes.c_void_p * max(len(values), 1))(*(ctypes.addressof(value) for value in values))
+        groups = [whole // part for whole, part in zip(step.global_size, step.local_size, strict=True)]
+        node = KernelNode(
+            self._functions[number], (*groups, 1, 1)[:3], (*step.local_size, 1, 1)[:3], 0, ctypes.addressof(params)
+        )
+        waits = (ctypes.c_void_p * max(len(after), 1))(*after)
+        return self._driver.made("cuGraphAddKernelNode", graph, waits, len(after), ctypes.byref(node))
+
+    def _argument(self, step: LaunchStep, at: int) -> int:
+        return self._textures[at][at in step.writes] if at in self._textures else self._places[at]
+
+
+def dependencies(steps: Sequence[LaunchStep], program: DeviceProgram) -> list[list[int]]:
+    """For each step those before it (by position) that it must wait for.
+
+    Those are the last that wrote what it reads or writes, and those that read since then what it overwrites. Tensors
+    that share a pooled buffer or image are one place: its next tensor waits for the last reader of the one before.
+    """
+    writer: dict[tuple[str, int], int] = {}
+    readers: dict[tuple[str, int], list[int]] = {}
+    result = []
+    for number, step in enumerate(steps):
+        places = {at: _place(program.slots[at], at) for at in step.args}
+        waits = {writer[place] for place in places.values() if place in writer}
+        for at in step.writes:
+            waits.update(readers.pop(places[at], ()))
+            writer[places[at]] = number
+        for at, place in places.items():
+            if at not in step.writes and program.slots[at].kind != "weight":
+                readers.setdefault(place, []).append(number)
+        result.append(sorted(waits - {number}))
+    return result
+
+
+def _place(slot: DeviceSlot, at: int) -> tuple[str, int]:
+    return (slot.memory, slot.place) if slot.kind == "activation" else (slot.kind, at)

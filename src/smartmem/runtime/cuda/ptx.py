@@ -1,0 +1,49 @@
+"""PTX that NVIDIA's OpenCL compiler wrote, as CUDA's driver loads it.
+
+What the OpenCL driver gives as a program's binary is PTX text for the OpenCL dialect. Four things differ in CUDA's:
+
+    %envreg3                                 -> 0       (offsets of the launch: there are none)
+    .entry f(                                -> .visible .entry f(
+    .param .texref p                         -> .param .u64 p        (images are handles, samplers part of them)
+    tex.2d.v4.f32.s32 {..}, [p, sm_texel, {x, y}]  -> ld.param.u64 h, [p]; tex.2d.v4.f32.s32 {..}, [h, {x, y}]
+
+In: the binary. Out: PTX for `cuModuleLoadDataEx`. What holds: every kernel has the parameters it had, in their order,
+a pointer or a handle of 64 bits each.
+"""
+
+from __future__ import annotations
+
+import re
+
+_HANDLE = "{ .reg .b64 handle; ld.param.u64 handle, [%s]; %s }"
+_RULES: tuple[tuple[str, str], ...] = (
+    (r"^\.global \.samplerref [^\n]*\n", ""),
+    (r"^(\.target [^\n]*?), texmode_independent", r"\1"),
+    (r"^\.entry ", ".visible .entry "),
+    (r"%envreg\d+", "0"),
+    (r"\.param \.(?:texref|surfref) ", ".param .u64 "),
+    (r"(tex\.[\w.]+\s+\{[^}]*\}, )\[([\w$]+), \w+, (\{[^}]*\})\];", _HANDLE % (r"\2", r"\1[handle, \3];")),
+    (r"(sust\.[\w.]+\s+)\[([\w$]+), (\{[^}]*\})\], (\{[^}]*\});", _HANDLE % (r"\2", r"\1[handle, \3], \4;")),
+    # Every image is RGBA (CL_RGBA); CUDA's surfaces cannot be asked.
+    (r"suq\.channel_order\.b32\s+(%\w+), \[[\w$]+\];", r"mov.b32 \1, 0x10B5;"),
+)
+_COMPILED = [(re.compile(pattern, re.MULTILINE), text) for pattern, text in _RULES]
+
+
+def is_ptx(binary: bytes) -> bool:
+    """Whether an OpenCL program's binary is PTX text."""
+    return b".version" in binary[:4096] and b".target" in binary[:4096]
+
+
+def for_cuda(binary: bytes) -> bytes:
+    """The same kernels as CUDA's driver takes them, with a zero at the end.
+
+    Raises:
+        ValueError: the binary is no PTX.
+    """
+    if not is_ptx(binary):
+        raise ValueError("the OpenCL driver's binary is no PTX")
+    text = binary.rstrip(b"\0").decode()
+    for pattern, replacement in _COMPILED:
+        text = pattern.sub(replacement, text)
+    return text.encode() + b"\0"
