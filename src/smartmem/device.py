@@ -55,6 +55,7 @@ class Device:
         image_from_buffer: cl_khr_image2d_from_buffer; pitch_alignment: in texels, 0 if unknown.
         base_alignment: bytes at which sub-buffers may start.
         ptx: the compiler takes inline PTX (NVIDIA); matrix_units: mma instructions of half matrices are there.
+        dynamic_local: bytes of local memory that a launch may give a work-group; 0: as `local_memory`.
         bus: an NVIDIA GPU's address on the PCI bus ("0000:3b:00.0"), by which CUDA's driver finds it.
         costs: what accesses cost.
     """
@@ -84,8 +85,14 @@ class Device:
     base_alignment: int = 128
     ptx: bool = False
     matrix_units: bool = False
+    dynamic_local: int = 0
     bus: str = ""
     costs: MemoryCosts = field(default_factory=MemoryCosts)
+
+    @property
+    def group_memory(self) -> int:
+        """Bytes of local memory that a work-group can have at most."""
+        return self.dynamic_local or self.local_memory
 
     def has_images(self, half: bool) -> bool:
         """Whether it has images of float texels, or of half ones."""

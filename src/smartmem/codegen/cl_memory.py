@@ -34,9 +34,9 @@ def step_along(value: Lin, lane: Lane) -> int | None:
 
 
 def is_aligned(address: Lin, lane: Lane) -> bool:
-    """Whether vectors along the lane start at multiples of four elements."""
+    """Whether vectors along the lane start at multiples of their width."""
     others = (s for s, d in address.terms if d.axis != lane.axis or d.lo != 1)
-    return address.offset % LANES == 0 and all(s % LANES == 0 for s in others)
+    return address.offset % lane.width == 0 and all(s % lane.width == 0 for s in others)
 
 
 def shifted(axes: Axes, lane: Lane, by: int) -> Axes:
@@ -95,6 +95,12 @@ class LinearBuffer:
         if is_aligned(place[0], lane):
             return f"sm_load_half4({where})" if half else f"*(const __global float4 *)({where})"
         return f"vload_half4(0, {where})" if half else f"vload4(0, {where})"
+
+    def aligned(self, place: tuple[Lin, ...], axes: Axes, lane: Lane) -> str | None:
+        """The address of a vector along the lane, if it lies together at a multiple of its width."""
+        if step_along(place[0], lane) != 1 or not is_aligned(place[0], lane):
+            return None
+        return f"{self.pointer} + {self._where(place, axes, lane.width)}"
 
     def is_uniform(self, place: tuple[Lin, ...], lane: Lane) -> bool:
         return step_along(place[0], lane) == 0

@@ -48,7 +48,7 @@ def assemble_device(
         args = tuple(slots.number(name) for name in code.args)
         label = f"{code.family}: {step.tensor}"
         writes = (slots.number(storages[step.tensor].buffer),)
-        steps.append(LaunchStep(symbol, source, code.global_size, code.local_size, args, writes, label))
+        steps.append(LaunchStep(symbol, source, code.global_size, code.local_size, args, writes, label, code.dynamic))
         number += 1
     buffers, images, bound = slots.place(steps)
     options = BUILD_OPTIONS + (" -DSM_PTX" if target.device.ptx else "")

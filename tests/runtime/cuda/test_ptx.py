@@ -17,17 +17,21 @@ OPENCL = """//
 .entry copy_1(
 \t.param .surfref copy_1_param_0,
 \t.param .texref copy_1_param_1,
-\t.param .u64 .ptr .global .align 2 copy_1_param_2
+\t.param .u64 .ptr .global .align 2 copy_1_param_2,
+\t.param .u64 .ptr .shared .align 16 copy_1_param_3
 )
 .reqntid 64, 1, 1
 {
 \t.reg .f32 \t%f<5>;
 \t.reg .b32 \t%r<12>;
+\t.reg .b64 \t%rd<2>;
 \tmov.b32 \t%r1, %envreg3;
 \tmov.u32 \t%r2, %ctaid.x;
 \tadd.s32 \t%r3, %r1, %r2;
 \ttex.2d.v4.f32.s32 \t{%f1, %f2, %f3, %f4}, [copy_1_param_1, sm_texel, {%r3, %r2}];
 \tsuq.channel_order.b32 \t%r4, [copy_1_param_0];
+\tld.param.u64 \t%rd1, [copy_1_param_3];
+\tst.shared.f32 \t[%rd1], %f1;
 \tmov.b32 \t%r5, %f1;
 \tsust.p.2d.v4.b32.trap \t[copy_1_param_0, {%r3, %r2}], {%r5, %r5, %r5, %r4};
 \tret;
@@ -47,6 +51,8 @@ def test_what_differs_is_rewritten():
         "mov.b32 \t%r1, 0;",
         "ld.param.u64 handle, [copy_1_param_1]; tex.2d.v4.f32.s32 \t{%f1, %f2, %f3, %f4}, [handle, {%r3, %r2}];",
         "mov.b32 %r4, 0x10B5;",
+        ".extern .shared .align 16 .b8 sm_dynamic[];",
+        "mov.u64 \t%rd1, sm_dynamic;",
         "ld.param.u64 handle, [copy_1_param_0]; sust.p.2d.v4.b32.trap \t[handle, {%r3, %r2}], {%r5, %r5, %r5, %r4};",
     ):
         assert line in text

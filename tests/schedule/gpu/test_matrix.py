@@ -1,7 +1,8 @@
-"""Contractions on matrix units, on a device without any: the instruction is emulated by an exchange in local memory.
+"""Contractions on matrix units, on a device without any: the instructions are emulated by exchanges in local memory.
 
-The emulation is written from NVIDIA's description of ``mma.m16n8k16`` alone: which work-item holds which element of the
-blocks A (16x16), B (16x8) and C (16x8). A kernel that reads or stores a fragment elsewhere gives wrong products.
+The emulation is written from NVIDIA's description of ``mma.m16n8k16`` and ``ldmatrix`` alone: which work-item holds
+which element of the blocks A (16x16), B (16x8) and C (16x8), and of the 8x8 blocks that are loaded. A kernel that reads
+or stores a fragment elsewhere gives wrong products. Copies that do not wait are made at once.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from smartmem.runtime.opencl.model import DeviceModel
 from smartmem.runtime.opencl.program import DeviceProgram
 from smartmem.schedule.gpu import matrix
 
-WORDS = 6  # 32-bit registers of a work-item: four of A, two of B
+WORDS = 6  # 32-bit registers of a work-item: four of A, two of B; also room for an address
 EMULATION = """
 inline float sm_half_of(const __local uint *words, int half_) { return vload_half(half_, (const __local half *)words); }
 inline void sm_emulate(float *c, const uint *a, const uint *b, __local uint *all) {
@@ -40,7 +41,35 @@ inline void sm_emulate(float *c, const uint *a, const uint *b, __local uint *all
     }
     barrier(CLK_LOCAL_MEM_FENCE);
 }
+inline void sm_emulate_load(uint *r, const __local ushort *row, int count, int turned, __local uint *all) {
+    const int lane = get_local_id(0) % 32;
+    __local uint *warp = all + get_local_id(0) / 32 * 32 * 6;
+    *(__local ulong *)(warp + lane * 6) = (ulong)(size_t)row;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int block = 0; block < count; ++block) {
+        uint bits = 0;
+        for (int e = 0; e < 2; ++e) {
+            const int at = turned ? lane % 4 * 2 + e : lane / 4, column = turned ? lane / 4 : lane % 4 * 2 + e;
+            const __local ushort *from =
+                (const __local ushort *)(size_t)*(__local ulong *)(warp + (block * 8 + at) * 6);
+            bits |= (uint)from[column] << (16 * e);
+        }
+        r[block] = bits;
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+}
+inline void sm_copy(__local ushort *to, const __global half *from, int inside, int count) {
+    for (int k = 0; k < count; ++k) to[k] = inside ? ((const __global ushort *)from)[k] : 0;
+}
 #define sm_multiply(c, a, b) sm_emulate(c, a, b, exchange)
+#define sm_blocks(r, row) sm_emulate_load(r, row, 4, 0, exchange)
+#define sm_blocks_t(r, row) sm_emulate_load(r, row, 4, 1, exchange)
+#define sm_blocks_2(r, row) sm_emulate_load(r, row, 2, 0, exchange)
+#define sm_blocks_t_2(r, row) sm_emulate_load(r, row, 2, 1, exchange)
+#define sm_copy_8(to, from, inside) sm_copy(to, from, inside, 8)
+#define sm_copy_4(to, from, inside) sm_copy(to, from, inside, 4)
+#define sm_copied()
+#define sm_wait_copies(n)
 """
 
 
@@ -49,12 +78,14 @@ def emulated(program: DeviceProgram) -> DeviceProgram:
     sources = {}
     for name, text in program.sources.items():
         prelude, *kernels = text.replace(matrix.PTX, EMULATION).split("__kernel ")
-        assert "asm" not in prelude
+        assert matrix.PTX not in prelude
         for number, kernel in enumerate(kernels):
             if "sm_multiply(" in kernel:
                 items = int(kernel.partition("work_group_size(")[2].partition(",")[0])
                 head, brace, body = kernel.partition(") {\n")
-                kernels[number] = f"{head}{brace}    __local uint exchange[{items * WORDS}];\n{body}"
+                kernels[number] = (
+                    f"{head}{brace}    __local uint exchange[{items * WORDS}] __attribute__((aligned(8)));\n{body}"
+                )
         sources[name] = "__kernel ".join([prelude, *kernels])
     program.sources = sources
     return program

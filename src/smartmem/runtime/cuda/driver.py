@@ -21,6 +21,8 @@ for _name, *_arguments in (
     ("cuModuleLoadData", _POINTER, ctypes.c_char_p),
     ("cuModuleUnload", _HANDLE),
     ("cuModuleGetFunction", _POINTER, _HANDLE, ctypes.c_char_p),
+    ("cuFuncSetAttribute", _HANDLE, _INT, _INT),
+    ("cuDeviceGetAttribute", _POINTER, _INT, _INT),
     ("cuMemAlloc_v2", _POINTER, _SIZE),
     ("cuMemFree_v2", _U64),
     ("cuMemsetD8_v2", _U64, ctypes.c_ubyte, _SIZE),
@@ -129,6 +131,21 @@ class Copy2D(ctypes.Structure):
             (f"{side}_pitch", ctypes.c_size_t),
         )
     ) + (("width", ctypes.c_size_t), ("height", ctypes.c_size_t))
+
+
+_LOCAL_MEMORY = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+
+
+def dynamic_local(bus: str) -> int:
+    """Bytes of local memory that a launch may give a work-group of the GPU at `bus`; 0 if CUDA does not reach it."""
+    driver = Driver.open()
+    if driver is None:
+        return 0
+    try:
+        device = driver.made("cuDeviceGetByPCIBusId", bus.encode(), kind=ctypes.c_int)
+        return int(driver.made("cuDeviceGetAttribute", _LOCAL_MEMORY, device, kind=ctypes.c_int))
+    except CudaError:
+        return 0
 
 
 class Driver:

@@ -38,6 +38,7 @@ _FORMATS = {"float32": 0x20, "float16": 0x10}
 _SURFACES = 0x02  # CUDA_ARRAY3D_SURFACE_LDST
 _HOST, _ARRAY = 1, 3  # kinds of memory of a copy
 _CLAMP = 1
+_DYNAMIC_LOCAL = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 # CUDA's statuses as OpenCL's, which `failure` tells apart.
 _STATUSES = {2: -4, 700: -9999, 715: -9999, 716: -9999, 717: -9999, 718: -9999, 719: -14, 702: -14}
 
@@ -225,11 +226,14 @@ class GraphExecutor(Executor):
 
     def _kernel_node(self, graph: Any, after: list[Any], number: int, step: LaunchStep) -> Any:
         values = [ctypes.c_uint64(self._argument(step, at)) for at in step.args]
+        if step.dynamic:  # a parameter that the kernel does not read (`ptx`)
+            values.append(ctypes.c_uint64(0))
         params = (ctypes.c_void_p * max(len(values), 1))(*(ctypes.addressof(value) for value in values))
         groups = [whole // part for whole, part in zip(step.global_size, step.local_size, strict=True)]
         node = KernelNode(
-            self._functions[number], (*groups, 1, 1)[:3], (*step.local_size, 1, 1)[:3], 0, ctypes.addressof(params)
-        )
+            self._functions[number], (*groups, 1, 1)[:3], (*step.local_size, 1, 1)[:3], step.dynamic,
+            ctypes.addressof(params),
+        )  # fmt: skip
         waits = (ctypes.c_void_p * max(len(after), 1))(*after)
         return self._driver.made("cuGraphAddKernelNode", graph, waits, len(after), ctypes.byref(node))
 

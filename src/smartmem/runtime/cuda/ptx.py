@@ -1,11 +1,12 @@
 """PTX that NVIDIA's OpenCL compiler wrote, as CUDA's driver loads it.
 
-What the OpenCL driver gives as a program's binary is PTX text for the OpenCL dialect. Four things differ in CUDA's:
+What the OpenCL driver gives as a program's binary is PTX text for the OpenCL dialect. Five things differ in CUDA's:
 
     %envreg3                                 -> 0       (offsets of the launch: there are none)
     .entry f(                                -> .visible .entry f(
     .param .texref p                         -> .param .u64 p        (images are handles, samplers part of them)
     tex.2d.v4.f32.s32 {..}, [p, sm_texel, {x, y}]  -> ld.param.u64 h, [p]; tex.2d.v4.f32.s32 {..}, [h, {x, y}]
+    .param .u64 .ptr .shared p  ld.param.u64 r, [p] -> mov.u64 r, sm_dynamic  (local memory that the launch gives)
 
 In: the binary. Out: PTX for `cuModuleLoadDataEx`. What holds: every kernel has the parameters it had, in their order,
 a pointer or a handle of 64 bits each.
@@ -27,6 +28,8 @@ _RULES: tuple[tuple[str, str], ...] = (
     # Every image is RGBA (CL_RGBA); CUDA's surfaces cannot be asked.
     (r"suq\.channel_order\.b32\s+(%\w+), \[[\w$]+\];", r"mov.b32 \1, 0x10B5;"),
 )
+_LOCAL = re.compile(r"\.param \.u\d+ \.ptr \.shared (?:\.align \d+ )?([\w$]+)")
+_DYNAMIC = ".extern .shared .align 16 .b8 sm_dynamic[];"
 _COMPILED = [(re.compile(pattern, re.MULTILINE), text) for pattern, text in _RULES]
 
 
@@ -46,4 +49,9 @@ def for_cuda(binary: bytes) -> bytes:
     text = binary.rstrip(b"\0").decode()
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
+    if names := _LOCAL.findall(text):
+        text = re.sub(
+            r"ld\.param(\.u\d+\s+%\w+), \[(?:" + "|".join(map(re.escape, names)) + r")\];", r"mov\1, sm_dynamic;", text
+        )
+        text = text.replace(".address_size 64", f".address_size 64\n\n{_DYNAMIC}", 1)
     return text.encode() + b"\0"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from smartmem.device import Device
 from smartmem.errors import InputError, RuntimeFailure, SmartmemError
+from smartmem.runtime.cuda.driver import dynamic_local
 from smartmem.runtime.opencl.loader import NO_PLATFORM, opencl_library, pyopencl
 
 _PITCH_ALIGNMENT = 0x104A  # CL_DEVICE_IMAGE_PITCH_ALIGNMENT, which pyopencl has no name for
@@ -113,6 +114,7 @@ def _describe(cl: Any, platform: Any, handle: Any) -> Device:
     kind = _KINDS[0 if bits & cl.device_type.GPU else 2 if bits & cl.device_type.CPU else 1]
     images, half_images = _image_formats(cl, handle) if get("IMAGE_SUPPORT") else (False, False)
     capability = get("COMPUTE_CAPABILITY_MAJOR_NV")
+    bus = _bus(get) if capability else ""
     lockstep = get("WARP_SIZE_NV") or get("WAVEFRONT_WIDTH_AMD")
     if not lockstep and kind == "gpu":
         lockstep = get("PREFERRED_WORK_GROUP_SIZE_MULTIPLE")
@@ -140,7 +142,8 @@ def _describe(cl: Any, platform: Any, handle: Any) -> Device:
         pitch_alignment=_pitch_alignment(handle),
         base_alignment=max(1, get("MEM_BASE_ADDR_ALIGN", 1024) // 8),
         ptx=capability > 0,
-        bus=_bus(get) if capability else "",
+        dynamic_local=dynamic_local(bus) if bus else 0,
+        bus=bus,
         matrix_units=capability >= 8,
     )
 

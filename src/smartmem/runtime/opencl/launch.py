@@ -95,8 +95,14 @@ def _kernel(step: LaunchStep, programs: dict[str, Any], memories: Memories, devi
         kernel = cl.Kernel(programs[step.source], step.kernel)
     except cl.Error as error:
         raise CompilerError(f"{step.source} has no kernel {step.kernel} ({error})") from None
-    if kernel.num_args != len(step.args):
-        raise CompilerError(f"kernel {step.kernel} takes {kernel.num_args} arguments, its step gives {len(step.args)}")
+    given = len(step.args) + (step.dynamic > 0)
+    if kernel.num_args != given:
+        raise CompilerError(f"kernel {step.kernel} takes {kernel.num_args} arguments, its step gives {given}")
+    if step.dynamic > device.local_memory:
+        raise CompilerError(
+            f"kernel {step.kernel} wants {step.dynamic} bytes of local memory for a group, "
+            f"{device.name} has {device.local_memory}"
+        )
     sizes = (step.global_size, step.local_size or (1,) * len(step.global_size))
     if len(sizes[0]) != len(sizes[1]) or any(g % max(n, 1) or g < 1 or n < 1 for g, n in zip(*sizes, strict=False)):
         raise CompilerError(
@@ -113,6 +119,8 @@ def _kernel(step: LaunchStep, programs: dict[str, Any], memories: Memories, devi
             kernel.set_arg(position, memories.objects[at])
         except cl.Error as error:
             raise CompilerError(f"kernel {step.kernel} does not take its argument {position} ({error})") from None
+    if step.dynamic:
+        kernel.set_arg(len(step.args), cl.LocalMemory(step.dynamic))
     return kernel
 
 

@@ -46,7 +46,8 @@ class DeviceSlot:
 class LaunchStep:
     """One kernel launch: `kernel` of `sources[source]` over `global_size` work-items in groups of `local_size`.
 
-    `args` are the slots of its arguments, `writes` those of them that it writes.
+    `args` are the slots of its arguments, `writes` those of them that it writes. With `dynamic`, a pointer to that many
+    bytes of local memory follows them.
     """
 
     kernel: str
@@ -56,6 +57,7 @@ class LaunchStep:
     args: tuple[int, ...]
     writes: tuple[int, ...]
     label: str
+    dynamic: int = 0
 
 
 @dataclass

@@ -56,6 +56,7 @@ class DeviceCode:
         support: functions that the body calls, beyond the prelude.
         sweeps: its loads and stores, for `counters`; empty if the schedule does not tell.
         checks: what each number that it gives to `sm_check` means.
+        dynamic: bytes of local memory that the launch gives; its pointer is the last parameter.
     """
 
     text: str
@@ -69,6 +70,7 @@ class DeviceCode:
     support: str = ""
     sweeps: list[Sweep] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
+    dynamic: int = 0
 
 
 class Arguments:

@@ -78,11 +78,12 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     job = Job(product, arguments, context, tail, place, memory, found, batch, rows)
     operands = placed(product.a, storages, local), None if constant else placed(product.b, storages, local)
     emit = _matrix_tile if on_matrix_units else _tile
-    note, items, (rows_, columns), weights = emit(w, job, operands, constants, target)
+    note, items, (rows_, columns), weights, dynamic = emit(w, job, operands, constants, target)
     size = (-(-n // columns) * items, -(-m // rows_), batches)
+    parameters = [*arguments.parameters, *([matrix.POOL] if dynamic else [])]
     return DeviceCode(
-        w.text(), arguments.parameters, arguments.slots, size, (items, 1, 1), weights, "contraction", [note],
-        matrix.PTX if on_matrix_units else "", arguments.sweeps, arguments.checks,
+        w.text(), parameters, arguments.slots, size, (items, 1, 1), weights, "contraction", [note],
+        matrix.PTX if on_matrix_units else "", arguments.sweeps, arguments.checks, dynamic,
     )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ class Job:
         )  # fmt: skip
 
 
-Emitted = tuple[str, int, tuple[int, int], dict[str, Array]]  # note, work-items, tile, packed weights
+Emitted = tuple[str, int, tuple[int, int], dict[str, Array], int]  # note, work-items, tile, weights, `dynamic`
 
 
 def _corner(w: Writer, rows: int, columns: int) -> None:
@@ -164,7 +165,7 @@ def _tile(
     )  # fmt: skip
     note = f"tile {tile.rows}x{tile.columns}x{tile.depth}, {tile.height}x{tile.width} per work-item"
     note += f", {tile.slices} slices" if tile.slices > 1 else ""
-    return note, tile.items, (tile.rows, tile.columns), weights
+    return note, tile.items, (tile.rows, tile.columns), weights, 0
 
 
 def _matrix_tile(
@@ -185,19 +186,19 @@ def _matrix_tile(
     else:
         right = staged("B", N, product.extents, tile.columns, 0, operands[1])
     _corner(w, tile.rows, tile.columns)
-    matrix.declare(w, tile)
-    stride = tile.columns + LANES
-    across = power_of_two(min(matrix.WARP, tile.columns))
+    matrix.declare(w)
+    across = power_of_two(min(matrix.WARP, tile.local_bytes // 4 // tile.rows))
     job.reduce_rows(
-        w, tile.rows, tile.items, statistics.Parts(across, lambda row, part: f"C[{row} * {stride} + {part}]")
+        w, tile.rows, tile.items, statistics.Parts(across, lambda row, part: f"C[{row} * {across} + {part}]")
     )
     matrix.accumulate(w, tile, a, right, job.context, product.extents[K])
-    finish_staged(w, tile, product.extents, job)
+    finish_parts(w, tile, product.extents, job.name, job.tail, job.context, job.memory, job.place)
     return (
-        f"tile {tile.rows}x{tile.columns}x{tile.depth} on matrix units",
+        f"tile {tile.rows}x{tile.columns}x{tile.depth} on matrix units, {tile.stages} stages",
         tile.items,
         (tile.rows, tile.columns),
         weights,
+        tile.local_bytes,
     )
 
 
@@ -312,26 +313,33 @@ def finish(
                     _finish_one(w, extents, name, tail, context, memory, place, lane, m_of, f"{n_of} + c", value)
 
 
-def finish_staged(w: Writer, tile: matrix.MatrixTile, extents: tuple[int, ...], job: Job) -> None:
-    """The stages behind the contraction on results that lie in local memory as ``C[m][n]``, and the store."""
-    lane = epilogue_lane(extents, [body for _, body in job.tail], job.place, tile.rows)
-    stride = tile.columns + LANES
+def finish_parts(
+    w: Writer, tile: matrix.MatrixTile, extents: tuple[int, ...], name: str, tail: list[tuple[Stage, Expr]],
+    context: DeviceContext, memory: MemoryAccess, place: tuple[Lin, ...],
+) -> None:  # fmt: skip
+    """The stages behind a contraction on matrix units, part by part through local memory, and the store."""
+    lane = epilogue_lane(extents, [body for _, body in tail], place, tile.rows)
+    stride = tile.part_stride
     down, across = (LANES if lane and lane.axis == axis else 1 for axis in (M, N))
     per = tile.columns // across
-    count = tile.rows // down * per
+    count = tile.part_rows // down * per
     w.line("#pragma unroll")
-    with w.loop("u", -(-count // tile.items)):
-        w.line(f"const int at = item + u * {tile.items};")
-        if count % tile.items:
-            w.line(f"if (at >= {count}) break;")
-        w.line(f"const int x = at % {per} * {across}, y = at / {per} * {down};")
-        if across > 1:
-            value = Value(f"*(const __local float4 *)(C + y * {stride} + x)", True)
-        elif down > 1:
-            value = Value(f"(float4)({', '.join(f'C[(y + {r}) * {stride} + x]' for r in range(LANES))})", True)
-        else:
-            value = Value(f"C[y * {stride} + x]")
-        _finish_one(w, extents, job.name, job.tail, job.context, job.memory, job.place, lane, "m0 + y", "n0 + x", value)
+    with w.loop("i", tile.row_blocks):
+        matrix.put_part(w, tile)
+        w.line("#pragma unroll")
+        with w.loop("u", -(-count // tile.items)):
+            w.line(f"const int at = item + u * {tile.items};")
+            if count % tile.items:
+                w.line(f"if (at >= {count}) break;")
+            w.line(f"const int x = at % {per} * {across}, y = at / {per} * {down};")
+            if across > 1:
+                value = Value(f"*(const __local float4 *)(C + y * {stride} + x)", True)
+            elif down > 1:
+                value = Value(f"(float4)({', '.join(f'C[(y + {r}) * {stride} + x]' for r in range(LANES))})", True)
+            else:
+                value = Value(f"C[y * {stride} + x]")
+            row = f"m0 + {matrix.part_row(tile, 'y')}"
+            _finish_one(w, extents, name, tail, context, memory, place, lane, row, "n0 + x", value)
 
 
 def _finish_one(

@@ -1,9 +1,14 @@
 """Contractions on matrix units: half operands in local memory, products of 16x8x16 blocks, float accumulators.
 
 For devices whose compiler takes inline PTX (`Device.matrix_units`) and half storage; every other device runs
-`contraction`. Both operands are staged with k innermost, ``A[m][k]`` and ``B[n][k]``, the order in which the fragments
-of an ``mma.m16n8k16`` are read: work-item (g, t) = (lane / 4, lane % 4) holds rows g and g + 8, and k = 2t, 2t+1 and
-2t+8, 2t+9. Results go through local memory, so that the epilogue stores four neighbours at a time.
+`contraction`. Blocks of both operands are staged in a ring of `stages` parts of local memory, in the direction in which
+they lie in memory (``[x][k]`` or ``[k][x]``); ``ldmatrix`` reads fragments of either. What is stored as halves and
+needs no arithmetic is copied past the registers (``cp.async``), several blocks ahead; the rest is loaded one block
+ahead, computed, rounded, and stored. Results go through local memory, so that the epilogue stores four neighbours at a
+time.
+
+    fragments of ``mma.m16n8k16``: work-item (g, t) = (lane / 4, lane % 4) holds rows g and g + 8 of A, columns g of B,
+    and k = 2t, 2t+1, 2t+8, 2t+9 of both
 
 In: what `contraction` takes. Out: OpenCL C with PTX.
 """
@@ -16,19 +21,24 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.codegen.cl_expr import DeviceContext
-from smartmem.codegen.cl_memory import Bounds, checked
+from smartmem.codegen.c_expr import Lane, lane_free
+from smartmem.codegen.cl_expr import DeviceContext, cl_guards
+from smartmem.codegen.cl_memory import Bounds, LinearBuffer, checked
 from smartmem.codegen.writer import Writer
 from smartmem.device import Device
+from smartmem.index.map import Guard
+from smartmem.kernel.expr import Choose, Const, Load
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import K, N
 from smartmem.schedule.gpu.product import Product, pack, to_half
-from smartmem.schedule.gpu.tile import ALIGNED, Staged, Stager, pipelined
+from smartmem.schedule.gpu.tile import Staged, Stager
 
 Array = np.ndarray[Any, Any]
 PAD = 8  # halves between the rows of a staged operand: fragments are read without bank conflicts
-RUN = 8  # halves of packed weights that one load takes
+RUN = 8  # halves of one 16-byte load
 WARP = 32
+STATISTICS = 2 << 10  # bytes of local memory that row statistics have beside the ring
+POOL = "__local uint4 *pool"  # parameter: the ring, as large as the launch says
 
 PTX = """
 inline void sm_multiply(float *c, const uint *a, const uint *b) {
@@ -37,18 +47,42 @@ inline void sm_multiply(float *c, const uint *a, const uint *b) {
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+/* Four (two) blocks of 8x8 halves; each work-item names the start of one row. _t: the blocks transposed. */
+#define SM_BLOCKS(name, form) \
+    inline void name(uint *r, const __local ushort *row) { \
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4" form ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint)(size_t)row) : "memory"); \
+    } \
+    inline void name##_2(uint *r, const __local ushort *row) { \
+        asm volatile("ldmatrix.sync.aligned.m8n8.x2" form ".shared.b16 {%0, %1}, [%2];" \
+                     : "=r"(r[0]), "=r"(r[1]) : "r"((uint)(size_t)row) : "memory"); \
+    }
+SM_BLOCKS(sm_blocks, "")
+SM_BLOCKS(sm_blocks_t, ".trans")
+/* Copies 8 (4) halves without waiting, or zeros where `inside` is 0. */
+inline void sm_copy_8(__local ushort *to, const __global half *from, int inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"((uint)(size_t)to), "l"((ulong)from), "r"(inside ? 16 : 0) : "memory");
+}
+inline void sm_copy_4(__local ushort *to, const __global half *from, int inside) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+                 :: "r"((uint)(size_t)to), "l"((ulong)from), "r"(inside ? 8 : 0) : "memory");
+}
+#define sm_copied() asm volatile("cp.async.commit_group;" ::: "memory")
+#define sm_wait_copies(n) asm volatile("cp.async.wait_group " #n ";" ::: "memory")
 """
 
 
 @dataclass(frozen=True)
 class MatrixTile:
-    """`rows` x `columns` per group in steps of `depth`; `down` x `across` warps share it."""
+    """`rows` x `columns` per group in steps of `depth`, a ring of `stages`; `down` x `across` warps share it."""
 
     rows: int
     columns: int
     depth: int
     down: int
     across: int
+    stages: int = 3
 
     @property
     def items(self) -> int:
@@ -65,18 +99,26 @@ class MatrixTile:
         return self.columns // self.across // 8
 
     @property
-    def stride(self) -> int:
-        return self.depth + PAD
+    def local_bytes(self) -> int:
+        """Of the ring, whichever way the operands lie, and of a part of the results, which takes its place."""
+        staged = sum(max(n * (self.depth + PAD), self.depth * (n + PAD)) for n in (self.rows, self.columns))
+        return max(2 * self.stages * staged, 4 * self.part_rows * self.part_stride)
 
     @property
-    def local_bytes(self) -> int:
-        return 2 * self.stride * (self.rows + self.columns) + 4 * self.rows * (self.columns + LANES)
+    def part_rows(self) -> int:
+        """Rows of the results that lie in local memory at a time: one block of each warp."""
+        return 16 * self.down
+
+    @property
+    def part_stride(self) -> int:
+        return self.columns + LANES
 
 
 TILES = (
-    MatrixTile(128, 64, 32, 4, 2), MatrixTile(64, 128, 32, 2, 4), MatrixTile(64, 64, 32, 2, 2),
-    MatrixTile(64, 64, 64, 2, 4), MatrixTile(32, 64, 64, 2, 4), MatrixTile(64, 32, 64, 4, 2),
-    MatrixTile(32, 32, 64, 2, 2), MatrixTile(16, 64, 64, 1, 4), MatrixTile(64, 16, 64, 4, 1),
+    MatrixTile(128, 64, 32, 4, 2), MatrixTile(64, 128, 32, 2, 4), MatrixTile(64, 64, 32, 2, 2, 4),
+    MatrixTile(64, 64, 64, 2, 4, 2), MatrixTile(32, 64, 64, 2, 2),
+    MatrixTile(64, 32, 64, 2, 2), MatrixTile(32, 64, 32, 2, 2, 4), MatrixTile(64, 32, 32, 2, 2, 4),
+    MatrixTile(32, 32, 64, 2, 2, 4), MatrixTile(16, 64, 64, 1, 4), MatrixTile(64, 16, 64, 4, 1),
     MatrixTile(128, 32, 32, 4, 2), MatrixTile(16, 32, 128, 1, 4), MatrixTile(128, 16, 32, 4, 1),
     MatrixTile(128, 8, 32, 4, 1),
 )  # fmt: skip
@@ -89,7 +131,8 @@ def accepts(m: int, n: int, k: int, device: Device) -> bool:
 
 def choose_tile(batch: int, m: int, n: int, k: int, device: Device) -> MatrixTile:
     """The tile of least predicted time."""
-    fitting = (t for t in TILES if t.local_bytes <= device.local_memory and t.items <= device.max_work_group)
+    room = device.group_memory - STATISTICS
+    fitting = (t for t in TILES if t.local_bytes <= room and t.items <= device.max_work_group)
     return min(fitting, key=lambda t: predicted(t, batch, m, n, k, device))
 
 
@@ -99,10 +142,10 @@ def predicted(tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Devi
     resident = max(1, min(2048 // tile.items, 200_000 // tile.local_bytes, 16))
     waves = -(-groups // (device.compute_units * resident))
     in_wave = max(1.0, min(groups, device.compute_units * resident) / device.compute_units)
-    work = tile.rows * tile.columns * tile.depth / 512
-    traffic = 2 * tile.depth * (tile.rows + tile.columns) / 32
-    step = max(900 + traffic, in_wave * max(work, traffic))
-    return waves * (-(-k // tile.depth) * step + 2500)
+    work = tile.rows * tile.columns * tile.depth / 1024
+    traffic = 2 * tile.depth * (tile.rows + tile.columns) / 48
+    step = max(120 + 700 / (tile.stages - 1), in_wave * max(work, traffic))
+    return waves * (-(-k // tile.depth) * step + 2000)
 
 
 def pack_matrix(product: Product, constants: Mapping[str, Array]) -> Array:
@@ -126,71 +169,138 @@ class PackedB:
 
 
 class HalfStager(Stager):
-    """Halves as ``[x][k]``, for matrix units."""
+    """Halves in a ring of blocks: ``[x][k]`` where the operand lies along k, else ``[k][x]``.
+
+    Attributes:
+        copies: whether blocks are copied without passing the registers.
+        stride: halves from one row of a block to the next; block_size: of a block.
+    """
 
     def __init__(
         self, w: Writer, tile: MatrixTile, operand: Staged | PackedB, name: str, size: int, depth: int,
         context: DeviceContext,
     ) -> None:  # fmt: skip
-        self.operand, self.stride = operand, tile.stride
+        self.operand = operand
+        self.copied = None if isinstance(operand, PackedB) else _copied(operand, tile.depth, size, context)
+        self.copies = isinstance(operand, PackedB) or self.copied is not None
+        self.k_inner = isinstance(operand, PackedB) or (operand.along or operand.fast) == K
+        self.stride = (tile.depth if self.k_inner else size) + PAD
+        self.block_size = self.stride * (size if self.k_inner else tile.depth)
         if isinstance(operand, PackedB):
-            self.step, kind = RUN, "uint4"
+            step, kind = RUN, ""
+        elif self.copied is not None:
+            step, kind = self.copied.lane.width, ""
         else:
-            self.step, kind = (LANES, "float4") if operand.along is not None else (1, "float")
-        super().__init__(w, name, tile.items, size, tile.depth, depth, self.step, kind, context)
+            step, kind = (LANES, "float4") if operand.along is not None else (1, "float")
+        super().__init__(w, name, tile.items, size, tile.depth, depth, step, kind, context)
+
+    def declare(self) -> None:
+        if not self.copies:
+            super().declare()
+
+    def begin_copy(self, start: str, stage: str) -> None:
+        """Starts the copies of the block from k = `start` into part `stage` of the ring."""
+        self._each(lambda: self._copy(start, stage))
+
+    def store_to(self, stage: str) -> None:
+        """Puts the loaded block into part `stage` of the ring."""
+        self._each(lambda: self._put(stage))
 
     def _positions(self) -> None:
-        o, depth = self.operand, self.block
-        if isinstance(o, PackedB) or o.along == K:
-            per = depth // self.step
+        if self.k_inner:
+            per = self.block // self.step
             self.w.line(f"const int at_k = load % {per} * {self.step}, at_x = load / {per};")
-        elif o.along is not None or o.fast != K:
+        else:
             per = self.size // self.step
             self.w.line(f"const int at_x = load % {per} * {self.step}, at_k = load / {per};")
-        else:
-            self.w.line(f"const int at_k = load % {depth}, at_x = load / {depth};")
 
-    def _load(self, start: str) -> None:
+    def _place(self, stage: str) -> str:
+        inner, outer = ("at_k", "at_x") if self.k_inner else ("at_x", "at_k")
+        part = f" + {stage} * {self.block_size}" if stage != "0" else ""
+        return f"{self.name}{part} + {outer} * {self.stride} + {inner}"
+
+    def _copy(self, start: str, stage: str) -> None:
         w, o = self.w, self.operand
         w.line(f"const int k = {start} + at_k;")
-        if not isinstance(o, PackedB):
-            self._by_definition(o)
-            return
-        row = f"min(n0 + at_x, {o.columns - 1})" if o.columns % self.size else "(n0 + at_x)"
-        base = f"b * {o.columns * o.depth} + " if o.batches > 1 else ""
-        where = checked(o.bounds, f"{base}{row} * {o.depth} + k", together=RUN)
-        text = f"*(const __global uint4 *)({o.pointer} + {where})"
-        text = f"k < {o.depth} ? {text} : (uint4)(0u)" if o.depth % self.block else text
-        w.line(f"{self.register}[u] = {text};")
+        inside = [f"k < {self.depth}"] if self.depth % self.block else []
+        if isinstance(o, PackedB):
+            if o.columns % self.size:
+                inside.append(f"n0 + at_x < {o.columns}")
+            base = f"b * {o.columns * o.depth} + " if o.batches > 1 else ""
+            source = f"{o.pointer} + {checked(o.bounds, f'{base}(n0 + at_x) * {o.depth} + k', together=RUN)}"
+            pointer, bounds = o.pointer, o.bounds
+        else:
+            assert self.copied is not None
+            # Nothing is copied beyond the last row: many groups that copied that one would wait for its cache line.
+            name = "mn"[o.axis - 1]
+            w.line(f"const int {name} = {name}0 + at_x;")
+            if o.extent % o.size:
+                inside.append(f"{name} < {o.extent}")
+            source = self.copied.memory.aligned(self.copied.load.index, self.context.axes, self.copied.lane) or ""
+            pointer, bounds = self.copied.memory.pointer, self.copied.memory.bounds
+            if self.copied.guards:
+                inside.append(cl_guards(self.copied.guards, self.context.axes))
+        condition = " && ".join(inside) or "1"
+        if bounds is not None and inside:  # an address that is not used is not checked
+            source = f"({condition} ? {source} : {pointer})"
+        w.line(f"sm_copy_{self.step}({self._place(stage)}, {source}, {condition});")
+
+    def _load(self, start: str) -> None:
+        assert not isinstance(self.operand, PackedB)
+        self.w.line(f"const int k = {start} + at_k;")
+        self._by_definition(self.operand)
 
     def _store(self) -> None:
-        w, o, value = self.w, self.operand, f"{self.register}[u]"
-        where = f"{self.name} + at_x * {self.stride} + at_k"
-        if isinstance(o, PackedB):
-            w.line(f"*(__local uint4 *)({where}) = {value};")
-        elif o.along == K:
-            w.line(f"vstorea_half4_rte({value}, 0, (__local half *)({where}));")
-        elif o.along is not None:
-            for k in range(LANES):
-                there = f"{self.name} + (at_x + {k}) * {self.stride} + at_k"
-                w.line(f"vstore_half_rte({value}.{'xyzw'[k]}, 0, (__local half *)({there}));")
-        else:
-            w.line(f"vstore_half_rte({value}, 0, (__local half *)({where}));")
+        self._put("0")
+
+    def _put(self, stage: str) -> None:
+        value, where = f"{self.register}[u]", self._place(stage)
+        kind = "vstorea_half4_rte" if self.step == LANES else "vstore_half_rte"
+        self.w.line(f"{kind}({value}, 0, (__local half *)({where}));")
 
 
-def declare(w: Writer, tile: MatrixTile) -> None:
-    """Local memory of a tile: staged operands (arrays of halves need cl_khr_fp16, pointers to them do not) and C."""
-    w.line(f"__local ushort A[{tile.rows * tile.stride}] {ALIGNED};")
-    w.line(f"__local ushort B[{tile.columns * tile.stride}] {ALIGNED};")
-    w.line(f"__local float C[{tile.rows * (tile.columns + LANES)}] {ALIGNED};")
+@dataclass(frozen=True)
+class Copied:
+    """An operand that is a load, or zero where guards fail: vectors along `lane` lie together as halves."""
+
+    load: Load
+    guards: tuple[Guard, ...]
+    memory: LinearBuffer
+    lane: Lane
+
+
+def _copied(operand: Staged, depth: int, size: int, context: DeviceContext) -> Copied | None:
+    """How an operand is copied; None if something must be computed, or it lies otherwise."""
+    body = operand.body
+    guards: tuple[Guard, ...] = ()
+    if isinstance(body, Choose) and isinstance(body.otherwise, Const) and body.otherwise.value == 0:
+        guards, body = body.guards, body.then
+    if operand.along is None or not isinstance(body, Load) or body.tensor in context.local:
+        return None
+    memory = context.memories[body.tensor]
+    if not isinstance(memory, LinearBuffer) or memory.stored != np.float16:
+        return None
+    for width in (RUN, LANES):
+        lane = Lane(operand.along, context.axes.extents[operand.along], width)
+        fits = lane.extent % width == 0 and (depth if operand.along == K else size) % width == 0
+        if fits and lane_free(guards, lane) and memory.aligned(body.index, context.axes, lane) is not None:
+            return Copied(body, guards, memory, lane)
+    return None
+
+
+def declare(w: Writer) -> None:
+    """Local memory of a tile, in `POOL`: the ring of staged blocks, and in its place parts of the results C."""
+    w.line("__local float *const C = (__local float *)pool;")
 
 
 def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, context: DeviceContext, depth: int) -> None:
-    """The product of the tile, over all of k, in local memory: ``C[m][n]``, `columns` + 4 floats per row."""
+    """``sum`` = the product of the tile, over all of k: blocks of 16 x 8 of this work-item's warp."""
     left = HalfStager(w, tile, a, "A", tile.rows, depth, context)
     right = HalfStager(w, tile, b, "B", tile.columns, depth, context)
     rows, columns = tile.row_blocks, tile.column_blocks
-    w.line(f"const int warp = item / {WARP}, g = item % {WARP} / 4, t = item % 4;")
+    w.line("__local ushort *const A = (__local ushort *)pool;")
+    w.line(f"__local ushort *const B = A + {tile.stages * left.block_size};")
+    w.line(f"const int warp = item / {WARP}, lane = item % {WARP}, g = lane / 4, t = lane % 4;")
     w.line(f"const int warp_m = warp / {tile.across} * {16 * rows}, warp_n = warp % {tile.across} * {8 * columns};")
     w.line(f"float sum[{rows}][{columns}][4];")
     w.line("#pragma unroll")
@@ -198,36 +308,99 @@ def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, cont
         w.line("#pragma unroll")
         with w.loop("j", columns):
             w.line("sum[i][j][0] = sum[i][j][1] = sum[i][j][2] = sum[i][j][3] = 0.0f;")
-    pipelined(w, (left, right), depth, tile.depth, lambda: _blocks(w, tile))
+    _ring(w, tile, left, right, depth)
+
+
+def put_part(w: Writer, tile: MatrixTile) -> None:
+    """Puts block ``i`` of every warp into local memory: ``C[y][n]`` is row ``part_row(y)`` of the tile."""
+    w.line("barrier(CLK_LOCAL_MEM_FENCE);")
     w.line("#pragma unroll")
-    with w.loop("i", rows):
-        w.line("#pragma unroll")
-        with w.loop("j", columns):
-            stride = tile.columns + LANES
-            w.line(f"__local float *const c = C + (warp_m + 16 * i + g) * {stride} + warp_n + 8 * j + 2 * t;")
-            w.line("*(__local float2 *)c = (float2)(sum[i][j][0], sum[i][j][1]);")
-            w.line(f"*(__local float2 *)(c + {8 * stride}) = (float2)(sum[i][j][2], sum[i][j][3]);")
+    with w.loop("j", tile.column_blocks):
+        stride = tile.part_stride
+        row = f"(warp / {tile.across} * 16 + g)" if tile.down > 1 else "g"
+        w.line(f"__local float *const c = C + {row} * {stride} + warp_n + 8 * j + 2 * t;")
+        w.line("*(__local float2 *)c = (float2)(sum[i][j][0], sum[i][j][1]);")
+        w.line(f"*(__local float2 *)(c + {8 * stride}) = (float2)(sum[i][j][2], sum[i][j][3]);")
     w.line("barrier(CLK_LOCAL_MEM_FENCE);")
 
 
-def _blocks(w: Writer, tile: MatrixTile) -> None:
+def part_row(tile: MatrixTile, y: str) -> str:
+    """The row of the tile that row `y` of part ``i`` is."""
+    return f"{y} / 16 * {16 * tile.row_blocks} + 16 * i + {y} % 16" if tile.row_blocks > 1 else y
+
+
+def _ring(w: Writer, tile: MatrixTile, left: HalfStager, right: HalfStager, depth: int) -> None:
+    """All blocks of k: copies run `stages` - 1 blocks ahead, loads through registers one."""
+    stages, block = tile.stages, tile.depth
+    copying = [s for s in (left, right) if s.copies]
+    loading = [s for s in (left, right) if not s.copies]
+    ahead = stages - 1
+    for stager in loading:
+        stager.declare()
+    for number in range(ahead):
+        for stager in copying if number * block < depth else ():
+            stager.begin_copy(str(number * block), str(number))
+        if copying:
+            w.line("sm_copied();")
+    for stager in loading:
+        stager.load("0")
+        stager.store_to("0")
+    w.line("int stage = 0;")
+    with w.loop("k0", depth, 0, block, reduces=True):
+        if copying:
+            w.line(f"sm_wait_copies({ahead - 1});")
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        if copying:
+            if depth > ahead * block:
+                with w.block(f"if (k0 + {ahead * block} < {depth})"):
+                    w.line(f"const int last = stage > 0 ? stage - 1 : {stages - 1};")
+                    for stager in copying:
+                        stager.begin_copy(f"k0 + {ahead * block}", "last")
+            w.line("sm_copied();")
+        more = loading if depth > block else ()
+        for stager in more:
+            with w.block(f"if (k0 + {block} < {depth})"):
+                stager.load(f"k0 + {block}")
+        _blocks(w, tile, left, right)
+        w.line(f"stage = stage < {stages - 1} ? stage + 1 : 0;")
+        for stager in more:
+            with w.block(f"if (k0 + {block} < {depth})"):
+                stager.store_to("stage")
+
+
+def _blocks(w: Writer, tile: MatrixTile, left: HalfStager, right: HalfStager) -> None:
     """All blocks of one step."""
-    stride = tile.stride
+    rows, columns = tile.row_blocks, tile.column_blocks
+    w.line(f"const __local ushort *const a0 = A + stage * {left.block_size};")
+    w.line(f"const __local ushort *const b0 = B + stage * {right.block_size};")
     w.line("#pragma unroll")
     with w.loop("step", tile.depth, 0, 16):
-        w.line(f"uint a[{tile.row_blocks}][4], b_[{tile.column_blocks}][2];")
+        w.line(f"uint a[{rows}][4], b_[{columns}][2];")
         w.line("#pragma unroll")
-        with w.loop("i", tile.row_blocks):
-            w.line(f"const __local ushort *const from = A + (warp_m + 16 * i + g) * {stride} + step + 2 * t;")
-            for part, offset in enumerate((0, 8 * stride, 8, 8 * stride + 8)):
-                w.line(f"a[i][{part}] = *(const __local uint *)(from + {offset});")
-        w.line("#pragma unroll")
-        with w.loop("j", tile.column_blocks):
-            w.line(f"const __local ushort *const from = B + (warp_n + 8 * j + g) * {stride} + step + 2 * t;")
-            w.line("b_[j][0] = *(const __local uint *)from;")
-            w.line("b_[j][1] = *(const __local uint *)(from + 8);")
-        w.line("#pragma unroll")
-        with w.loop("i", tile.row_blocks):
+        with w.loop("i", rows):
+            if left.k_inner:
+                where = f"(warp_m + 16 * i + lane % 16) * {left.stride} + step + lane / 16 * 8"
+            else:
+                where = f"(step + lane / 16 * 8 + lane % 8) * {left.stride} + warp_m + 16 * i + lane / 8 % 2 * 8"
+            w.line(f"sm_blocks{'' if left.k_inner else '_t'}(a[i], a0 + {where});")
+        name = f"sm_blocks{'' if right.k_inner else '_t'}"
+        at_k, at_n = "step + lane / 8 % 2 * 8", "warp_n + 8 * j"
+        if right.k_inner:
+            pair = f"({at_n} + lane / 16 * 8 + lane % 8) * {right.stride} + {at_k}"
+            single = f"({at_n} + lane % 8) * {right.stride} + {at_k}"
+        else:
+            pair = f"({at_k} + lane % 8) * {right.stride} + {at_n} + lane / 16 * 8"
+            single = f"({at_k} + lane % 8) * {right.stride} + {at_n}"
+        if columns > 1:
             w.line("#pragma unroll")
-            with w.loop("j", tile.column_blocks):
+            with w.loop("j", columns - columns % 2, 0, 2):
+                w.line(f"{name}(b_[j], b0 + {pair});")
+        if columns % 2:
+            with w.block(""):
+                w.line(f"const int j = {columns - 1};")
+                w.line(f"{name}_2(b_[j], b0 + {single});")
+        w.line("#pragma unroll")
+        with w.loop("i", rows):
+            w.line("#pragma unroll")
+            with w.loop("j", columns):
                 w.line("sm_multiply(sum[i][j], a[i], b_[j]);")

@@ -140,7 +140,7 @@ class Stager(ABC):
         context: DeviceContext,
     ) -> None:  # fmt: skip
         self.w, self.name, self.items, self.size, self.block, self.depth = w, name, items, size, block, depth
-        self.kind, self.context = kind, context
+        self.kind, self.context, self.step = kind, context, step
         self.count = size * block // step
         self.rounds = -(-self.count // items)
         self.register = f"next_{name}"
