@@ -226,8 +226,10 @@ class GraphExecutor(Executor):
 
     def _kernel_node(self, graph: Any, after: list[Any], number: int, step: LaunchStep) -> Any:
         values = [ctypes.c_uint64(self._argument(step, at)) for at in step.args]
-        if step.dynamic:  # a parameter that the kernel does not read (`ptx`)
-            values.append(ctypes.c_uint64(0))
+        if step.dynamic:
+            values.append(ctypes.c_uint64(0))  # a parameter that the kernel does not read (`ptx`)
+            # Set earlier, right after loading, it is forgotten (driver 580).
+            self._driver.cuFuncSetAttribute(self._functions[number], _DYNAMIC_LOCAL, step.dynamic)
         params = (ctypes.c_void_p * max(len(values), 1))(*(ctypes.addressof(value) for value in values))
         groups = [whole // part for whole, part in zip(step.global_size, step.local_size, strict=True)]
         node = KernelNode(

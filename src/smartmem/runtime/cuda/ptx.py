@@ -53,5 +53,6 @@ def for_cuda(binary: bytes) -> bytes:
         text = re.sub(
             r"ld\.param(\.u\d+\s+%\w+), \[(?:" + "|".join(map(re.escape, names)) + r")\];", r"mov\1, sm_dynamic;", text
         )
+        text = _LOCAL.sub(r".param .u64 \1", text)  # the driver refuses the other kind, ptxas does not
         text = text.replace(".address_size 64", f".address_size 64\n\n{_DYNAMIC}", 1)
     return text.encode() + b"\0"
