@@ -71,6 +71,8 @@ class TorchCuda(Peer):
 
     def count(self) -> Facts:
         profiler = self._torch.profiler
+        if profiler.ProfilerActivity.CUDA not in profiler.supported_activities():
+            return Facts()
         with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
             self._execute()
         on_gpu = self._torch.autograd.DeviceType.CUDA
@@ -100,7 +102,7 @@ class TorchCuda(Peer):
 
 
 class InductorCuda(TorchCuda):
-    """`torch.compile` in the mode "reduce-overhead", which replays CUDA graphs; what it compiles stays in the folder."""
+    """`torch.compile` in the mode "reduce-overhead", which replays CUDA graphs; its cache stays in the job's folder."""
 
     name: ClassVar[str] = "inductor-cuda"
 
