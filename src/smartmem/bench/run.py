@@ -26,6 +26,7 @@ from smartmem.errors import InputError
 from smartmem.inputs import write_npz
 from smartmem.levels import LEVELS
 from smartmem.report.progress import progress_bar
+from smartmem.runtime.cache import replacing
 from smartmem.runtime.threads import default_threads
 
 
@@ -77,7 +78,8 @@ def _measure_case(
     """Fill the rows of one network; what its relative errors are against."""
     judge = Judge(case)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "inputs.npz").open("wb") as file:
+    # Another process may prepare other rows of this network in the same folder.
+    with replacing(folder / "inputs.npz") as temporary, temporary.open("wb") as file:
         write_npz(file, case.inputs)
     runners = []
     for row in rows:

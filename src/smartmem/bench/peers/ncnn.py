@@ -45,6 +45,9 @@ class Ncnn(Peer):
         for source in ("model.pt", "model.onnx") if job.network else ("model.onnx",):
             _write_source(job, source)
             text = tool([found, source, _shapes(job), "fp16=0"], job.folder)
+            for file in job.folder.iterdir():  # pnnx leaves the weights in five files
+                if not file.name.startswith("model.ncnn."):
+                    file.unlink()
             if not (job.folder / "model.ncnn.param").is_file():
                 raise RuntimeFailure(f"pnnx wrote nothing: {telling_line(text)}")
             lines = (job.folder / "model.ncnn.param").read_text().splitlines()[2:]
