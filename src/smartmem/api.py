@@ -196,8 +196,14 @@ def compile_to(
     if device is not None:
         from smartmem.runtime.opencl.package import save
 
+        options = options or DeviceOptions()
         with _watching(progress) as report:
-            for_device = build_device_program(model, shapes, level, device, options or DeviceOptions(), report)
+            measured = _fastest(model, shapes, level, device, options, open_cache(), report)
+            if measured is None:
+                for_device = build_device_program(model, shapes, level, device, options, report)
+            else:
+                for_device = measured.program
+                measured.close()
         save(for_device, device, output)
         return for_device
     cache = open_cache()
@@ -262,7 +268,6 @@ def _compile_for_device(
     from smartmem.runtime import archive
     from smartmem.runtime.opencl import package as device_package
     from smartmem.runtime.opencl.model import DeviceModel
-    from smartmem.runtime.opencl.tune import fastest
 
     cache = open_cache()
     key = program_key(model, shapes, level, "", json.dumps([asdict(device), asdict(options)]), cache)
@@ -270,17 +275,34 @@ def _compile_for_device(
         with contextlib.suppress(ModelError):  # damaged: make it again
             return device_package.load(archive.read(found, cache), cache, device, progress)
 
-    def build(memory: Memory) -> DeviceProgram:
-        return build_device_program(model, shapes, level, device, replace(options, memory=memory), progress)
-
-    if options.memory == "auto" and level == "full" and device.kind == "gpu" and device.images:
-        compiled = fastest(build, device, cache, progress)
-    else:
-        compiled = DeviceModel(build(options.memory), device, cache=cache, progress=progress)
+    compiled = _fastest(model, shapes, level, device, options, cache, progress)
+    if compiled is None:
+        program = build_device_program(model, shapes, level, device, options, progress)
+        compiled = DeviceModel(program, device, cache=cache, progress=progress)
     if key is not None and cache.root is not None:
         cache.add("models", key, SUFFIX, lambda path: device_package.write(compiled.program, device, path))
         cache.trim("models", CACHED_BYTES)
     return compiled
+
+
+def _fastest(
+    model: Any,
+    shapes: Shapes | None,
+    level: str,
+    device: Device,
+    options: DeviceOptions,
+    cache: Cache,
+    progress: Progress | None,
+) -> DeviceModel | None:
+    """The fastest placement of the model's tensors, measured; None where the cost model has the last word."""
+    if options.memory != "auto" or level != "full" or device.kind != "gpu" or not device.images:
+        return None
+    from smartmem.runtime.opencl.tune import fastest
+
+    def build(memory: Memory) -> DeviceProgram:
+        return build_device_program(model, shapes, level, device, replace(options, memory=memory), progress)
+
+    return fastest(build, device, cache, progress)
 
 
 @contextlib.contextmanager

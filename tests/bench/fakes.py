@@ -32,6 +32,7 @@ class Right(Peer):
     def run(self) -> dict[str, np.ndarray]:
         with open(os.environ["BENCH_LOG"], "a") as log:
             label = self.name + (f"-{self._job.level}" if self.name == "smartmem" else "")
+            label += "".join(f"-{self._job.target[key]}" for key in ("memory", "precision") if key in self._job.target)
             print(label, file=log)
         return {"y": self._job.inputs["x"] * self.factor}
 
@@ -52,6 +53,36 @@ class Level(Right):
             raise RuntimeFailure("the compiler failed")
         super().load(job)
         return Facts(kernels=3, layouts=0)
+
+
+class Waiting(Right):
+    """Loads as soon as the number of its kind that BENCH_TOGETHER says (in all, if none) have begun to."""
+
+    def load(self, job: Job) -> Facts:
+        folder = Path(os.environ["BENCH_LOG"] + "-begun")
+        folder.mkdir(exist_ok=True)
+        (folder / str(os.getpid())).touch()
+        while len(list(folder.iterdir())) < int(os.environ.get("BENCH_TOGETHER", "0")):
+            time.sleep(0.01)
+        return super().load(job)
+
+
+class Rough(Right):
+    """On a GPU: off by one in a hundred, which is wrong in fp32 and right in fp16."""
+
+    factor: ClassVar[float] = 2.02
+
+    def seconds(self) -> float:
+        self.run()
+        return 3.0 if self._job.target["precision"] == "fp16" else 5.0
+
+
+class Fast(Right):
+    """Says how long a run took."""
+
+    def seconds(self) -> float:
+        self.run()
+        return 2.0 if self._job.target["precision"] == "fp16" else 4.0
 
 
 class Wrong(Right):
@@ -111,6 +142,10 @@ CLASSES: dict[str, type[Peer]] = {
     "litert": LateCrash,
     "tvm": Nameless,
     "iree": Missing,
+    "executorch": Waiting,
+    "inductor": Waiting,
+    "torch-cuda": Rough,
+    "inductor-cuda": Fast,
 }
 
 

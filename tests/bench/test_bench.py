@@ -22,6 +22,7 @@ from smartmem.bench.peers.base import Peer, count_kinds, telling_line
 from smartmem.bench.result import Result, Row, read_json, write_json
 from smartmem.bench.run import measure
 from smartmem.bench.table import show
+from smartmem.device import Device
 from smartmem.errors import InputError, RuntimeFailure
 
 X = np.arange(3.0)
@@ -160,6 +161,86 @@ def test_results_add_up(fake):
     (fake / "old.json").write_text("[]")
     with pytest.raises(InputError, match="was not written by this version"):
         read_json(fake / "old.json")
+
+
+@pytest.fixture
+def gpu(fake, monkeypatch):
+    """A device for smartmem, which the fakes do not use."""
+    found = Device(name="Fake GPU", driver="12.3")
+    monkeypatch.setattr(run, "find_device", lambda options: found)
+    return fake
+
+
+def test_a_row_for_each_memory_and_precision(gpu, capsys):
+    both = {"memories": ("auto", "texture"), "precisions": ("fp32", "fp16"), "levels": ("naive", "full"), "rounds": 3}
+    result = measure(options(gpu, device="opencl", against=("onnxruntime", "torch-cuda", "inductor-cuda"), **both))
+    levels = [f"smartmem {level}" for level in ("naive", "full")]
+    ours = [f"{level} {memory} {p}" for level in levels for p in ("fp32", "fp16") for memory in ("auto", "texture")]
+    peers = ["onnxruntime", "torch-cuda fp32", "torch-cuda fp16", "inductor-cuda fp32", "inductor-cuda fp16"]
+    assert [row.label for row in result.rows] == ours + peers
+    rows = {row.label: row for row in result.rows}
+    assert rows["torch-cuda fp32"].error == "wrong answer: relative error 0.01"
+    assert {row.error for row in result.rows if row.label != "torch-cuda fp32"} == {""}
+    # What the peers say of their runs; ratios compare one precision, and a CPU peer has fp32.
+    assert (rows["inductor-cuda fp32"].median_ms, rows["inductor-cuda fp16"].median_ms) == (4000.0, 2000.0)
+    assert (rows["torch-cuda fp16"].ratio, rows["inductor-cuda fp16"].ratio) == (1.5, 1.0)
+    assert rows["onnxruntime"].ratio == 1.0 and rows["inductor-cuda fp32"].ratio > 1000
+    turns = set((gpu / "log").read_text().split())
+    assert {"smartmem-full-texture-fp16", "smartmem-naive-auto-fp32", "torch-cuda-fp16", "onnxruntime"} <= turns
+
+    show(result)
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("smartmem full texture fp16", "inductor-cuda fp16 1.2", "onnxruntime 1.2", "smartmem on Fake GPU"):
+        assert part in text
+    html = page(result)
+    for part in ("<th>full auto fp16</th>", "<th>full fp32 ÷<br>best peer</th>", "Kernels by level, texture fp16"):
+        assert part in html
+    assert len(re.findall("Geometric mean", html)) == 2
+    write_json(result, str(gpu / "out.json"))
+    assert read_json(gpu / "out.json") == result
+    found = json.loads((gpu / "out.json").read_text())["rows"][0]
+    assert (found["memory"], found["precision"], found["kernels"]) == ("auto", "fp32", 3)
+
+
+def test_placements_are_prepared_apart(gpu):
+    """Another memory or precision is another preparation, and the first one stays."""
+    given = options(gpu, device="opencl", against=(), levels=("full",), work=gpu / "work", timed=False)
+    for memory, count in (("auto", 2), ("buffer", 4), ("auto", 4)):
+        measure(dataclasses.replace(given, memories=(memory,)))
+        assert len((gpu / "log").read_text().split()) == count
+    assert {path.name for path in (gpu / "work" / "vit_b16").iterdir() if path.is_dir()} == {
+        "smartmem-full-auto-fp32",
+        "smartmem-full-buffer-fp32",
+    }
+
+
+def test_all_on_a_device_means_gpu_peers(gpu):
+    result = measure(options(gpu, device="opencl", against=("all",), levels=(), rounds=1))
+    assert [row.label for row in result.rows] == ["torch-cuda fp32", "inductor-cuda fp32"]
+    assert list(result.missing) == ["ncnn-vulkan"]
+
+
+def test_gpu_peers_want_a_device(tmp_path):
+    with pytest.raises(InputError, match="torch-cuda runs on a GPU, and smartmem would run on the CPU"):
+        measure(options(tmp_path, against=("torch-cuda",)))
+    with pytest.raises(InputError, match="for OpenCL devices, this is the CPU"):
+        measure(options(tmp_path, precisions=("fp32", "fp16")))
+    with pytest.raises(InputError, match="no memory 'textures'"):
+        measure(options(tmp_path, device="opencl", memories=("auto", "textures")))
+
+
+def test_jobs_load_together(fake, monkeypatch):
+    """Each of the two loads when both have begun; one after the other, the first waits for ever."""
+    given = options(fake, against=("executorch", "inductor"), levels=(), work=fake / "work", rounds=1, limit=3.0)
+    assert [row.error for row in measure(dataclasses.replace(given, timed=False)).rows] == ["", ""]
+    for path in (fake / "log-begun").iterdir():
+        path.unlink()
+    monkeypatch.setenv("BENCH_TOGETHER", "2")
+    assert [row.error for row in measure(dataclasses.replace(given, jobs=2)).rows] == ["", ""]
+    for path in (fake / "log-begun").iterdir():
+        path.unlink()
+    errors = [row.error for row in measure(given).rows]
+    assert errors[0] == "no answer within 3 s (load)"
 
 
 def test_groups_share_an_anchor(fake, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smartmem.passes.plan_memory import ALIGNMENT, Lifetime, lower_bound, plan_memory
+from smartmem.passes.plan_memory import ALIGNMENT, Lifetime, _orders, _place, lower_bound, plan_memory
 
 
 @st.composite
@@ -62,6 +62,31 @@ def test_gaps_are_used() -> None:
     ]
     offsets, _ = plan_memory(buffers)
     assert offsets["in"] == offsets["gap"]
+
+
+@st.composite
+def feature_pyramids(draw: st.DrawFn) -> list[Lifetime]:
+    """A chain of steps, each reading the one before; some outputs are read once more, later: detectors, U-Nets."""
+    count = draw(st.integers(3, 24))
+    sizes = [draw(st.integers(1, 16)) * 1024 >> draw(st.integers(0, 4)) for _ in range(count)]
+    last = [draw(st.integers(k + 1, count)) if draw(st.integers(0, 3)) == 0 else k + 1 for k in range(count)]
+    return [Lifetime(f"b{k}", sizes[k], k, last[k]) for k in range(count)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(feature_pyramids())
+def test_no_worse_than_any_order(buffers: list[Lifetime]) -> None:
+    """The plan is the smallest of the orders; one that meets the bound ends the search."""
+    sizes = [_place(order)[1] for order in _orders(buffers)]
+    assert plan_memory(buffers)[1] == min(sizes)
+
+
+def test_largest_first_is_not_always_best() -> None:
+    """a and b at the bottom, c above a, d then above c, although below it b's bytes are free until b begins."""
+    buffers = [Lifetime("a", 128, 1, 2), Lifetime("b", 128, 4, 4), Lifetime("c", 64, 2, 3), Lifetime("d", 64, 3, 4)]
+    first, *_ = _orders(buffers)
+    assert _place(first)[1] > lower_bound(buffers)
+    assert plan_memory(buffers)[1] == lower_bound(buffers)
 
 
 @pytest.mark.parametrize(("nbytes", "aligned"), [(0, 0), (1, 64), (64, 64), (65, 128)])

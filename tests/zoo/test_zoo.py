@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -287,3 +288,10 @@ def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.Mo
         assert made.path.stat().st_size < 5e6
         onnx.checker.check_model(str(made.path))
     assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_another_torch_is_told(monkeypatch):
+    monkeypatch.setattr(packages, "load", lambda module, package: SimpleNamespace(__version__="2.11.0+cu130"))
+    assert packages.other_torch().startswith("note: exported by torch 2.11.0;")
+    monkeypatch.setattr(packages, "load", lambda module, package: SimpleNamespace(__version__=f"{packages.TORCH}+cpu"))
+    assert packages.other_torch() == ""

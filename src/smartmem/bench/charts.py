@@ -3,12 +3,14 @@
 latency      every peer and smartmem's furthest level; bars end at CLIP times the shortest
 breakdown    speed of each level over the first one (the paper's "speedup over no optimization")
 counts       kernels and copies by level
+
+On a device, the latter two are drawn once for each memory and precision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from smartmem.bench.result import Row
@@ -38,32 +40,48 @@ _NARROW = _Frame(440, 80, 150)
 
 def latency(rows: Sequence[Row]) -> str:
     """Peers, and the furthest of the levels, the fastest first."""
-    furthest = [row for row in rows if row.level][-1:]
-    shown = sorted(furthest + [row for row in rows if not row.level], key=lambda row: row.median_ms or float("inf"))
+    shown = furthest(rows) + [row for row in rows if not row.level]
+    shown.sort(key=lambda row: row.median_ms or float("inf"))
+    widest = max((len(row.label) for row in shown), default=0)
+    frame = replace(_WIDE, label=max(_WIDE.label, int(widest * _LETTER)))
     times = [row.median_ms for row in shown if row.median_ms]
     most = min(CLIP * min(times), max(row.p90_ms or row.median_ms or 0 for row in shown)) if times else 1.0
     marks = []
     for index, row in enumerate(shown):
         y = index * _STEP
-        marks.append(_label(_WIDE, name(row), y))
+        marks.append(_label(frame, row.label, y))
         if row.median_ms is None:
-            marks.append(_reason(_WIDE, row, y))
+            marks.append(_reason(frame, row, y))
             continue
-        end = _WIDE.scaled(row.median_ms / most)
-        marks.append(_bar(_WIDE, y, end, "ours" if row.level else "peer"))
+        end = frame.scaled(row.median_ms / most)
+        marks.append(_bar(frame, y, end, "ours" if row.level else "peer"))
         if row.p10_ms is not None and row.p90_ms is not None and row.median_ms <= most:
-            left, right = (_WIDE.scaled(value / most) for value in (row.p10_ms, row.p90_ms))
-            marks.append(_line(_WIDE.label + left, _WIDE.label + right, y + _BAR / 2))
+            left, right = (frame.scaled(value / most) for value in (row.p10_ms, row.p90_ms))
+            marks.append(_line(frame.label + left, frame.label + right, y + _BAR / 2))
             end = max(end, right)
         clipped = "→ " if row.median_ms > most else ""
         ratio = f", {row.ratio:.2f}x best peer" if row.ratio is not None else ""
-        marks.append(_text(_WIDE.label + end + 6, y, f"{clipped}{milliseconds(row.median_ms)} ms{ratio}", "soft"))
-    return _figure(_WIDE, "Latency", marks, len(shown))
+        marks.append(_text(frame.label + end + 6, y, f"{clipped}{milliseconds(row.median_ms)} ms{ratio}", "soft"))
+    return _figure(frame, "Latency", marks, len(shown))
 
 
-def breakdown(rows: Sequence[Row]) -> str:
+def furthest(rows: Sequence[Row]) -> list[Row]:
+    """smartmem's rows of the furthest level; on a device, one for each memory and precision."""
+    last = [row.level for row in rows if row.level][-1:]
+    return [row for row in rows if row.level in last]
+
+
+def by_placement(rows: Sequence[Row]) -> list[list[Row]]:
+    """smartmem's rows, those of one memory and precision together."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.level:
+            groups.setdefault((row.memory, row.precision), []).append(row)
+    return list(groups.values())
+
+
+def breakdown(levels: Sequence[Row]) -> str:
     """How many times as fast as the first level that ran each level is."""
-    levels = [row for row in rows if row.level]
     timed = [row for row in levels if row.median_ms]
     if not timed:
         return ""
@@ -79,12 +97,12 @@ def breakdown(rows: Sequence[Row]) -> str:
         length = _NARROW.scaled(first / row.median_ms / most)
         marks.append(_bar(_NARROW, y, length, _shade(row)))
         marks.append(_text(_NARROW.label + length + 6, y, f"{first / row.median_ms:.2f}x", "soft"))
-    return _figure(_NARROW, "Speed by level", marks, len(levels))
+    return _figure(_NARROW, f"Speed by level{_placement(levels[0])}", marks, len(levels))
 
 
 def counts(rows: Sequence[Row]) -> str:
     """Kernels by level; the part of a bar that is copies is grey."""
-    levels = [row for row in rows if row.level and row.kernels is not None]
+    levels = [row for row in rows if row.kernels is not None]
     if not levels:
         return ""
     most = max(row.kernels or 0 for row in levels) or 1
@@ -97,17 +115,17 @@ def counts(rows: Sequence[Row]) -> str:
         if row.layouts:
             marks.append(_bar(_NARROW, y, _NARROW.scaled(row.layouts / most), "peer"))
         marks.append(_text(_NARROW.label + length + 6, y, f"{row.kernels}{copies}", "soft"))
-    return _figure(_NARROW, "Kernels by level", marks, len(levels))
-
-
-def name(row: Row) -> str:
-    """`smartmem full`, `onnxruntime`."""
-    return f"{row.runner} {row.level}" if row.level else row.runner
+    return _figure(_NARROW, f"Kernels by level{_placement(levels[0])}", marks, len(levels))
 
 
 def milliseconds(value: float) -> str:
     """Three digits, as far as they lie behind the point: `0.594`, `7.51`, `34.8`, `1362`."""
     return f"{value:.{3 if value < 1 else max(0, 3 - len(str(int(value))))}f}"
+
+
+def _placement(row: Row) -> str:
+    """`, texture fp16`."""
+    return f", {row.memory} {row.precision}" if row.memory else ""
 
 
 def _shade(row: Row) -> str:

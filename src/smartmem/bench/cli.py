@@ -9,7 +9,7 @@ import typer
 
 from smartmem.errors import InputError
 from smartmem.levels import LEVELS
-from smartmem.options import DeviceName, Layout, March, MemoryKind, Precision, Shape, Threads
+from smartmem.options import DeviceName, Layout, March, Shape, Threads
 
 
 def bench(
@@ -50,9 +50,16 @@ def bench(
     ] = False,
     as_html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a page with charts.")] = None,
     device: DeviceName = "cpu",
-    memory: MemoryKind = "auto",
-    precision: Precision = "fp32",
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="KIND,...", help="OpenCL: auto, buffer, texture; a row for each.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="fp32,fp16", help="OpenCL and GPU peers; a row for each.")
+    ] = "fp32",
     layout: Layout = "greedy",
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runners that load at the same time; the rounds take turns in any case.")
+    ] = 1,
 ) -> None:
     """Measure every level beside other runtimes, interleaved in one run.
 
@@ -62,6 +69,8 @@ def bench(
     python -m venv DIR/litert && DIR/litert/bin/pip install 'smartmem[zoo]' litert-torch ai-edge-litert
 
     and --environments DIR.
+
+    With --device opencl there are peers on the GPU: torch-cuda, inductor-cuda (networks of the zoo) and ncnn-vulkan.
     """
     from smartmem.bench.options import Options
     from smartmem.bench.page import page
@@ -83,14 +92,18 @@ def bench(
         raise InputError("--shape goes with a MODEL; the zoo's networks have the shapes that `smartmem zoo list` shows")
     options = Options(
         model=model,
-        networks=tuple(filter(None, models.split(","))),
-        against=tuple(filter(None, against.split(","))),
-        levels=tuple(filter(None, levels.split(","))),
+        networks=_words(models),
+        against=_words(against),
+        levels=_words(levels),
         shapes=parse_shapes(shape or []),
         rounds=rounds,
         threads=threads,
         march=march,
-        target={"device": device, "memory": memory, "precision": precision, "layout": layout},
+        device=device,
+        memories=_words(memory),
+        precisions=_words(precision),
+        layout=layout,
+        jobs=jobs,
         seed=seed,
         zoo_dir=zoo_dir,
         work=work,
@@ -110,3 +123,8 @@ def bench(
         write_json(result, as_json)
     if as_html is not None:
         write_text(as_html, page(result))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """`"a,b,a" -> ("a", "b")`."""
+    return tuple(dict.fromkeys(filter(None, text.split(","))))

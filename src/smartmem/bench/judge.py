@@ -37,7 +37,7 @@ class Judge:
         runner.outputs.unlink()
         if not self._wanted:
             self._wanted = found
-            self.reference = row.runner if row.level is None else f"{row.runner} {row.level}"
+            self.reference = row.label
         absent = [name for name in self._wanted if name not in found]
         if absent:
             runner.stop(f"gives no output {absent[0]}")
@@ -45,7 +45,7 @@ class Judge:
         error = max((relative_error(found[name], self._wanted[name]) for name in self._wanted), default=0.0)
         furthest = max((largest_difference(found[name], self._wanted[name]) for name in self._wanted), default=0.0)
         row.relative_error = error if error < float("inf") else None  # JSON has no infinity
-        if not (error < (HALF_TOLERANCE if runner.half else TOLERANCE) or furthest < ROUNDING):
+        if not (error < (HALF_TOLERANCE if row.half else TOLERANCE) or furthest < ROUNDING):
             shapes = [
                 f"output {name} has the shape {list(found[name].shape)} instead of {list(array.shape)}"
                 for name, array in self._wanted.items()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smartmem.bench.peers import ALL, PEERS, check_known
+from smartmem.bench.peers import ALL, GPU_PEERS, PEERS, check_known
+from smartmem.device import Device
 from smartmem.errors import InputError
 from smartmem.levels import LEVELS
 
@@ -21,7 +22,9 @@ class Options:
         zoo_dir: where the exports are; None: in the cache.
         work: where what preparation made stays for later runs; None: a temporary folder.
         timed: whether the rounds follow the preparation.
-        target: where smartmem runs: device, memory, precision and layout, as `smartmem run` takes them.
+        device, layout: where smartmem runs and how layouts are assigned there, as `smartmem run` takes them.
+        memories, precisions: on a device, every level has a row for each of both, every GPU peer for each precision.
+        jobs: runners of a network that load at the same time before the rounds; the rounds take turns in any case.
         limit: seconds that a runner may take to convert, and again to load and answer.
         seconds: of measured runs for one runner and network; slow ones take part in fewer rounds, three at least.
         longest: seconds of one run above which a runner is not timed.
@@ -37,7 +40,11 @@ class Options:
     rounds: int = 10
     threads: int | None = None
     march: str = "native"
-    target: dict[str, str] = field(default_factory=lambda: {"device": "cpu"})
+    device: str = "cpu"
+    memories: tuple[str, ...] = ("auto",)
+    precisions: tuple[str, ...] = ("fp32",)
+    layout: str = "greedy"
+    jobs: int = 1
     seed: int = 0
     zoo_dir: Path | None = None
     work: Path | None = None
@@ -49,23 +56,34 @@ class Options:
     database: Path | None = None
 
 
-def described(target: dict[str, str]) -> dict[str, str]:
-    """{"smartmem": where and how it runs}, if that is not the CPU.
+def find_device(options: Options) -> Device | None:
+    """Where smartmem runs; None is the CPU.
 
     Raises:
-        InputError: an unknown word, or no such device.
+        InputError: an unknown word, no such device, or a peer for GPUs while smartmem runs on the CPU.
         RuntimeFailure: there is no OpenCL.
     """
     from smartmem import api
 
-    words = {"memory": "auto", "precision": "fp32", "layout": "greedy", **target}
-    options = api.device_options(words["memory"], words["precision"], words["layout"])
-    device = api.find_device(words["device"], options)
+    if not options.memories or not options.precisions:
+        raise InputError("nothing to measure: give --memory and --precision a word each")
+    device = None
+    for memory in options.memories:
+        for precision in options.precisions:
+            device = api.find_device(options.device, api.device_options(memory, precision, options.layout))
+    on_gpu = [name for name in options.against if name in GPU_PEERS]
+    if device is None and on_gpu:
+        raise InputError(f"{on_gpu[0]} runs on a GPU, and smartmem would run on the CPU: give --device opencl")
+    return device
+
+
+def described(options: Options, device: Device | None) -> dict[str, str]:
+    """{"smartmem": where and how it runs}, if that is not the CPU."""
     if device is None:
         return {}
     return {
-        "smartmem": f"{device.name} (opencl:{device.index}, driver {device.driver}), {options.memory} memory, "
-        f"{options.precision}, {options.layout} layouts"
+        "smartmem": f"{device.name} (opencl:{device.index}, driver {device.driver}), {', '.join(options.memories)} "
+        f"memory, {', '.join(options.precisions)}, {options.layout} layouts"
     }
 
 

@@ -1,6 +1,7 @@
 """One self-contained HTML page of a `Result`: an overview of all networks, then charts and numbers of each.
 
-overview    medians, a row per network and a column per level and peer; smartmem's furthest level over the best peer
+overview    medians, a row per network and a column per level and peer (on a device: for each memory and precision);
+            the fastest of smartmem's furthest level over the best peer of the same precision
 network     `charts`, and a table of everything that is known
 """
 
@@ -10,7 +11,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from smartmem.bench.charts import CLIP, breakdown, counts, latency, milliseconds, name
+from smartmem.bench.charts import CLIP, breakdown, by_placement, counts, furthest, latency, milliseconds
+from smartmem.bench.peers import SMARTMEM
 from smartmem.bench.result import Result, Row
 from smartmem.bench.table import number
 from smartmem.levels import LEVELS
@@ -81,28 +83,36 @@ def _conditions(result: Result) -> str:
 
 
 def _overview(result: Result) -> str:
-    columns = list(dict.fromkeys((row.runner, row.level) for row in result.rows))
-    columns.sort(key=lambda column: (column[1] is None, LEVELS.index(column[1]) if column[1] in LEVELS else 0))
-    last = next((level for _, level in reversed(columns) if level), "")
-    lines, ratios = [], []
+    columns = list(dict.fromkeys((row.level, row.label) for row in result.rows))
+    columns.sort(key=lambda column: (column[0] is None, LEVELS.index(column[0]) if column[0] in LEVELS else 0))
+    last = next((level for level, _ in reversed(columns) if level), "")
+    precisions = list(dict.fromkeys(row.precision for row in result.rows if row.level))
+    lines = []
+    ratios: dict[str, list[float]] = {precision: [] for precision in precisions}
     for model in result.models():
-        rows = {(row.runner, row.level): row for row in result.of(model)}
+        rows = {row.label: row for row in result.of(model)}
         best = min((row.median_ms for row in rows.values() if row.median_ms), default=None)
-        furthest = [row for row in rows.values() if row.level][-1:]
-        ratio = furthest[0].ratio if furthest else None
-        ratios += [ratio] if ratio else []
-        cells = "".join(_median(rows.get(column), best) for column in columns)
-        lines.append(f"<tr><td>{escape(model)}</td>{cells}<td>{number(ratio, '.2f')}</td></tr>")
-    titles = "".join(f"<th>{escape(level or runner)}</th>" for runner, level in columns)
-    mean = ""
-    if ratios:
-        value = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        networks = f"{len(ratios)} networks" if len(ratios) > 1 else "1 network"
-        mean = f"<p>Geometric mean of the last column over {networks}: {value:.2f}.</p>"
+        cells = "".join(_median(rows.get(label), best) for _, label in columns)
+        for precision, found in ratios.items():
+            ours = [row.ratio for row in furthest(list(rows.values())) if row.ratio and row.precision == precision]
+            cells += f"<td>{number(min(ours, default=None), '.2f')}</td>"
+            found += [min(ours)] if ours else []
+        lines.append(f"<tr><td>{escape(model)}</td>{cells}</tr>")
+    titles = "".join(f"<th>{escape(label.removeprefix(f'{SMARTMEM} '))}</th>" for _, label in columns)
+    titles += "".join(f"<th>{escape(f'{last} {precision}')} ÷<br>best peer</th>" for precision in precisions)
     return (
-        f'<div class="scroll"><table><thead><tr><th>network</th>{titles}<th>{escape(last)} ÷<br>best peer</th></tr>'
-        "</thead><tbody>" + "\n".join(lines) + f"</tbody></table></div>{mean}"
+        f'<div class="scroll"><table><thead><tr><th>network</th>{titles}</tr></thead><tbody>'
+        + "\n".join(lines)
+        + "</tbody></table></div>"
+        + "".join(_mean(last, precision, found) for precision, found in ratios.items() if found)
     )
+
+
+def _mean(level: str, precision: str, ratios: list[float]) -> str:
+    value = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    networks = f"{len(ratios)} networks" if len(ratios) > 1 else "1 network"
+    name = " ".join(filter(None, (level, precision)))
+    return f"<p>Geometric mean of {escape(name)} ÷ best peer over {networks}: {value:.2f}.</p>"
 
 
 def _median(row: Row | None, best: float | None) -> str:
@@ -119,7 +129,7 @@ def _median(row: Row | None, best: float | None) -> str:
 
 def _network(model: str, result: Result) -> str:
     rows = result.of(model)
-    by_level = breakdown(rows) + counts(rows)
+    by_level = "".join(breakdown(levels) + counts(levels) for levels in by_placement(rows))
     charts = latency(rows) + (f"<div>{by_level}</div>" if by_level else "")
     reference = result.references.get(model, "")
     against = f", errors against {escape(reference)}" if reference else ""
@@ -137,7 +147,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         cells = (
-            name(row),
+            row.label,
             row.version,
             number(row.median_ms, ".3f"),
             number(row.p10_ms, ".3f"),

@@ -24,8 +24,11 @@ class Row:
     Attributes:
         model, runner, version: what ran.
         level: of smartmem; None for others.
+        memory: of smartmem on a device; else "".
+        precision: of smartmem on a device and of GPU peers, "fp32" or "fp16"; else "", which is fp32 too.
         median_ms, p10_ms, p90_ms, min_ms: of all measured runs; None where it failed or was only prepared.
-        ratio: median over the best peer's median: below 1 is faster than every peer. None without peers.
+        ratio: median over that of the best peer in the same precision: below 1 is faster than every peer. None without
+            such peers.
         relative_error: largest over the outputs, against the reference.
         rounds, runs: in how many rounds it took part, and how many runs were measured in them.
         once_ms: one run during preparation, the second after loading.
@@ -58,6 +61,18 @@ class Row:
     drift: float | None = None
     version: str = ""
     error: str = ""
+    memory: str = ""
+    precision: str = ""
+
+    @property
+    def label(self) -> str:
+        """`smartmem full`, `smartmem full texture fp16`, `torch-cuda fp16`, `onnxruntime`."""
+        return " ".join(filter(None, (self.runner, self.level, self.memory, self.precision)))
+
+    @property
+    def half(self) -> bool:
+        """Whether it computes with values of half precision."""
+        return self.precision == "fp16"
 
 
 @dataclass

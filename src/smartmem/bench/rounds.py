@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,10 @@ SPARE = 1 << 30  # bytes of memory that stay free
 Report = Callable[[str, int, int], None]
 
 
-def time_runners(name: str, runners: Sequence[Runner], rounds: int, report: Report | None) -> None:
-    """Time those of one network's runners that were prepared, and complete their rows."""
+def time_runners(
+    name: str, runners: Sequence[Runner], rounds: int, report: Report | None = None, jobs: int = 1
+) -> None:
+    """Time those of one network's runners that were prepared, and complete their rows; `jobs` load at a time."""
     waiting = [runner for runner in runners if not runner.row.error]
     total, loaded = len(waiting), 0
     anchor: list[Runner] = []
@@ -38,13 +41,16 @@ def time_runners(name: str, runners: Sequence[Runner], rounds: int, report: Repo
             group += 1
             members = _take(waiting, available_bytes() - SPARE)
             live = list(anchor)
-            for runner in members:
-                if report is not None:
-                    report(f"{name}: load", loaded, total)
-                loaded += 1
-                runner.row.group = group
-                if runner.load():
-                    live.append(runner)
+            if report is not None:
+                report(f"{name}: load", loaded, total)
+            with ThreadPoolExecutor(jobs) as pool:
+                for runner, ready in zip(members, pool.map(Runner.load, members), strict=True):
+                    loaded += 1
+                    runner.row.group = group
+                    if ready:
+                        live.append(runner)
+                    if report is not None:
+                        report(f"{name}: load", loaded, total)
             if live != anchor:
                 _do_rounds(name, live, group, rounds, report)
             anchor = [runner for runner in live[:1] if not runner.row.error]
@@ -95,7 +101,8 @@ def _summarize(runners: Sequence[Runner]) -> None:
             medians = [statistics.median(burst) for burst in runner.bursts.values() if burst]
             row.drift = max(medians) / min(medians) if len(medians) > 1 else None
     rows = [runner.row for runner in runners]
-    best = min((row.median_ms for row in rows if row.level is None and row.median_ms), default=None)
     for row in rows:
+        peers = [peer for peer in rows if peer.level is None and peer.half == row.half]
+        best = min((peer.median_ms for peer in peers if peer.median_ms), default=None)
         if best and row.median_ms:
             row.ratio = row.median_ms / best

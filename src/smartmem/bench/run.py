@@ -17,8 +17,8 @@ from pathlib import Path
 
 from smartmem.bench.judge import Judge
 from smartmem.bench.networks import Case, of_file, of_zoo, zoo_folder
-from smartmem.bench.options import Options, check, described
-from smartmem.bench.peers import ALL, PEERS, SMARTMEM
+from smartmem.bench.options import Options, check, described, find_device
+from smartmem.bench.peers import ALL, GPU_PEERS, PEERS, SMARTMEM
 from smartmem.bench.result import Result, Row, machine, now
 from smartmem.bench.rounds import Report, time_runners
 from smartmem.bench.runner import Runner
@@ -26,6 +26,7 @@ from smartmem.errors import InputError
 from smartmem.inputs import write_npz
 from smartmem.levels import LEVELS
 from smartmem.report.progress import progress_bar
+from smartmem.runtime.cache import replacing
 from smartmem.runtime.threads import default_threads
 
 
@@ -44,7 +45,8 @@ def measure(options: Options, earlier: Result | None = None, keep: Callable[[Res
     """
     names = check(options)
     threads = options.threads or default_threads()
-    here = machine() | described(options.target)
+    device = find_device(options)
+    here = machine() | described(options, device)
     result = earlier or Result([], threads, options.rounds, machine=here)
     if (result.threads, result.rounds, result.machine) != (threads, options.rounds, here):
         raise InputError(
@@ -57,9 +59,7 @@ def measure(options: Options, earlier: Result | None = None, keep: Callable[[Res
         tempfile.TemporaryDirectory(prefix="smartmem-bench-", ignore_cleanup_errors=True) as temporary,
     ):
         folder = options.work or Path(temporary)
-        known = _versions(options, threads, Path(temporary) / "versions")
-        result.missing = {name: row.error for name, row in known.items() if row.error and name not in options.against}
-        shown = [row for name, row in known.items() if name not in result.missing]
+        shown, result.missing = _rows(options, device is not None, threads, Path(temporary) / "versions")
         for case in _cases(options, [name for name in names if name not in done]):
             rows = [replace(row, model=case.name, error=case.error or row.error) for row in shown]
             if not case.error:
@@ -78,12 +78,12 @@ def _measure_case(
     """Fill the rows of one network; what its relative errors are against."""
     judge = Judge(case)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "inputs.npz").open("wb") as file:
+    # Another process may prepare other rows of this network in the same folder.
+    with replacing(folder / "inputs.npz") as temporary, temporary.open("wb") as file:
         write_npz(file, case.inputs)
     runners = []
     for row in rows:
-        name = f"{row.runner}-{row.level}" if row.level else row.runner
-        runners.append(Runner(row, case, folder / name, options, threads))
+        runners.append(Runner(row, case, folder / row.label.replace(" ", "-"), options, threads))
     # Without a sample, the first peer that runs is the reference: it is asked before smartmem's levels are.
     order = runners if case.outputs else sorted(runners, key=lambda runner: runner.row.level is not None)
     for index, runner in enumerate(order):
@@ -92,23 +92,31 @@ def _measure_case(
         if not runner.row.error:
             runner.prepare(judge)
     if options.timed:
-        time_runners(case.name, order, options.rounds, report)
+        time_runners(case.name, order, options.rounds, report, options.jobs)
     return judge.reference
 
 
-def _versions(options: Options, threads: int, folder: Path) -> dict[str, Row]:
-    """A row for each level, furthest first (it is the anchor), and each peer, with its version or why it has none."""
+def _rows(options: Options, on_device: bool, threads: int, folder: Path) -> tuple[list[Row], dict[str, str]]:
+    """The rows of every network, each with its version or why it has none; and peers that "all" leaves out, and why.
+
+    smartmem's levels come first, the furthest of them at the front (it is the anchor).
+    """
     levels = sorted(dict.fromkeys(options.levels), key=LEVELS.index, reverse=True)
-    peers = [name for name in PEERS if name in options.against or ALL in options.against]
-    found: dict[str, Row] = {}
+    everything = [name for name in PEERS if (name in GPU_PEERS) == on_device] if ALL in options.against else []
+    peers = [name for name in PEERS if name in options.against or name in everything]
+    rows: list[Row] = []
+    missing: dict[str, str] = {}
     for name in ([SMARTMEM] if levels else []) + peers:
         row = Row("", name)
         Runner(row, Case("", Path()), folder / name, options, threads).version()
         if name == SMARTMEM:
-            found |= {level: replace(row, level=level) for level in levels}
+            placements = [(m, p) for p in options.precisions for m in options.memories] if on_device else [("", "")]
+            rows += [replace(row, level=each, memory=m, precision=p) for each in levels for m, p in placements]
+        elif row.error and name not in options.against:
+            missing[name] = row.error
         else:
-            found[name] = row
-    return found
+            rows += [replace(row, precision=p) for p in (options.precisions if name in GPU_PEERS else [""])]
+    return rows, missing
 
 
 def _cases(options: Options, names: Sequence[str]) -> Iterable[Case]:

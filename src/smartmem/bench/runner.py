@@ -61,11 +61,6 @@ class Runner:
         return self._folder / "outputs.npz"
 
     @property
-    def half(self) -> bool:
-        """Whether it computes with values of half precision."""
-        return self.row.runner == SMARTMEM and self._options.target.get("precision") == "fp16"
-
-    @property
     def seconds(self) -> list[float]:
         """Of all measured runs."""
         return [second for burst in self.bursts.values() for second in burst]
@@ -122,6 +117,8 @@ class Runner:
             answer = self._asked(do="burst", runs=runs, warm=warm)
             self.bursts.setdefault(group, []).extend(answer["seconds"])
             self.row.peak_bytes = answer["peak"]
+            # Others may have loaded while it told how long one run takes.
+            self.row.once_ms = min(self.row.once_ms or float("inf"), 1e3 * min(answer["seconds"]))
 
         self.row.rounds += self._guarded(burst)
 
@@ -202,7 +199,7 @@ class Runner:
             "threads": self._threads,
             "march": self._options.march,
             "database": str(self._options.database),
-            **({"target": self._options.target} if ours else {}),
+            **({"target": self._target()} if self.row.precision else {}),
         }
 
     def _recall(self, key: dict[str, Any]) -> bool:
@@ -228,9 +225,16 @@ class Runner:
             "network": self._case.network,
             "level": self.row.level,
             "march": self._options.march,
-            "target": self._options.target,
+            "target": self._target(),
             "database": str(database.absolute()) if database else None,
         }
+
+    def _target(self) -> dict[str, str]:
+        if not self.row.precision:
+            return {"device": "cpu"}
+        options = self._options
+        words = {"device": options.device, "precision": self.row.precision}
+        return words | {"memory": self.row.memory, "layout": options.layout} if self.row.memory else words
 
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ def show(result: Result) -> None:
 
 def _cells(row: Row, rounds: int) -> tuple[object, ...]:
     return (
-        row.runner + (f" {row.level}" if row.level else f" {row.version}"),
+        row.label if row.level else f"{row.label} {row.version}",
         number(row.median_ms, ".3f"),
         "-" if row.p10_ms is None or row.p90_ms is None else f"{row.p10_ms:.3f}–{row.p90_ms:.3f}",
         number(row.ratio, ".2f"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +71,7 @@ def export_command(
     """Write a network to an ONNX file, with an input and torch's output beside it in an .npz file."""
     from smartmem.report.tables import size
     from smartmem.zoo.export import export
+    from smartmem.zoo.packages import other_torch
 
     start = time.perf_counter()
     made = export(name, output or Path(f"{name}.onnx"), batch, resolution, exporter, seed)
@@ -78,3 +80,5 @@ def export_command(
         f"{files}: {size(made.size)}, {made.params / 1e6:.2f} M parameters, {made.macs / 1e9:.2f} GMACs, "
         f"in {time.perf_counter() - start:.1f} s"
     )
+    if note := other_torch():
+        print(note, file=sys.stderr)

@@ -52,6 +52,12 @@ def load(module: str, package: str) -> ModuleType:
         ) from (None if absent else error)
 
 
+def other_torch() -> str:
+    """A line for the user where torch is not the pinned version, else ""."""
+    version = str(load("torch", "torch").__version__).partition("+")[0]
+    return "" if version == TORCH else f"note: exported by torch {version}; the zoo's graphs are those of torch {TORCH}"
+
+
 def _prepare(package: str) -> None:
     """Keep packages from the network and from the home folder, and let them find a torchvision that loads."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

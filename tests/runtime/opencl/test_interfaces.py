@@ -168,3 +168,19 @@ def test_bench(device, smartmem_cli, model_file, tmp_path):
     ours, reference = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert ours["error"] == "" and ours["relative_error"] < 2e-2
     assert reference["runner"] == "onnxruntime" and reference["error"] == ""
+
+
+def test_bench_of_placements(device, smartmem_cli, model_file, tmp_path):
+    """One command, a row for each memory and precision; kernels are told, and smartmem is its own reference."""
+    code, out, err = smartmem_cli(
+        *("bench", model_file, "--shape", "x=5,8", "--device", "opencl", "--precision", "fp32,fp16", "--against", ""),
+        *("--memory", "buffer,texture", "--levels", "full", "--rounds", "1", "--seconds", "0", "--jobs", "4"),
+        *("--json", tmp_path / "rows.json"),
+    )
+    assert (code, err) == (0, "")
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["memory"], row["precision"]) for row in rows] == [
+        (memory, precision) for precision in ("fp32", "fp16") for memory in ("buffer", "texture")
+    ]
+    assert all(row["error"] == "" and row["kernels"] >= 1 and row["median_ms"] > 0 for row in rows)
+    assert "smartmem full texture fp16" in " ".join(out.split())

@@ -23,13 +23,19 @@ _CLASSES = {
     "executorch": "executorch:ExecuTorch",
     "iree": "iree:Iree",
     "tinygrad": "tinygrad:Tinygrad",
+    "torch-cuda": "torch_cuda:TorchCuda",
+    "inductor-cuda": "torch_cuda:InductorCuda",
+    "ncnn-vulkan": "ncnn:NcnnVulkan",
 }
 
 PEERS = tuple(name for name in _CLASSES if name != SMARTMEM)
 """What `--against` may name, in the order of the table."""
 
+GPU_PEERS = ("torch-cuda", "inductor-cuda", "ncnn-vulkan")
+"""Those that run on a GPU, beside smartmem on a device: in each precision that is asked for."""
+
 ALL = "all"
-"""Stands for every peer that is installed."""
+"""Stands for every peer that is installed: those for GPUs where smartmem runs on a device, the others on the CPU."""
 
 
 def peer_class(name: str) -> type[Peer]:

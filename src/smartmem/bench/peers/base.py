@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,7 +42,8 @@ class Job:
         folder: of this peer alone: what `convert` writes, `load` reads.
         network: name in the zoo, for peers that start from the torch module; "" for a file of the user's.
         level, march: of smartmem.
-        target: device, memory, precision and layout of smartmem, as `smartmem run` takes them.
+        target: device, memory, precision and layout of smartmem, as `smartmem run` takes them; of these, peers on a GPU
+            have the precision.
         database: of tuned schedules, for TVM.
     """
 
@@ -123,6 +125,12 @@ class Peer:
     def run(self) -> dict[str, Array]:
         """Run once; the outputs by name."""
         raise NotImplementedError
+
+    def seconds(self) -> float:
+        """Of one run; on a GPU, with inputs that lie there and outputs left there where the runtime can do that."""
+        start = time.perf_counter()
+        self.run()
+        return time.perf_counter() - start
 
     def count(self) -> Facts:
         """What can only be told after a run."""

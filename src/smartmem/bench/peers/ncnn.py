@@ -1,4 +1,4 @@
-"""ncnn on the CPU, float32 storage and arithmetic, converted by pnnx.
+"""ncnn on the CPU (float32 storage and arithmetic) and, through Vulkan, on the GPU; converted by pnnx.
 
 pnnx knows TorchScript best: it gets the traced module of a network of the zoo. Where that leaves operators that ncnn
 does not have, and for any other model, it gets the ONNX file.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -45,6 +45,9 @@ class Ncnn(Peer):
         for source in ("model.pt", "model.onnx") if job.network else ("model.onnx",):
             _write_source(job, source)
             text = tool([found, source, _shapes(job), "fp16=0"], job.folder)
+            for file in job.folder.iterdir():  # pnnx leaves the weights in five files
+                if not file.name.startswith("model.ncnn."):
+                    file.unlink()
             if not (job.folder / "model.ncnn.param").is_file():
                 raise RuntimeFailure(f"pnnx wrote nothing: {telling_line(text)}")
             lines = (job.folder / "model.ncnn.param").read_text().splitlines()[2:]
@@ -58,9 +61,9 @@ class Ncnn(Peer):
         ncnn = imported(self.module, self.package)
         net = ncnn.Net()
         net.opt.num_threads = job.threads
-        net.opt.use_vulkan_compute = False
         for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
             setattr(net.opt, name, False)
+        self.configure(net.opt, job)
         if net.load_param(str(job.folder / "model.ncnn.param")) or net.load_model(str(job.folder / "model.ncnn.bin")):
             raise RuntimeFailure("ncnn cannot load what pnnx wrote")
         self._net, self._names = net, output_names(job)
@@ -76,6 +79,10 @@ class Ncnn(Peer):
         self._outputs = list(net.output_names())
         return Facts()
 
+    def configure(self, options: Any, job: Job) -> None:
+        """Say where it runs."""
+        options.use_vulkan_compute = False
+
     def run(self) -> dict[str, Array]:
         with self._net.create_extractor() as extractor:
             for name, mat in self._inputs.items():
@@ -87,6 +94,23 @@ class Ncnn(Peer):
                     raise RuntimeFailure(f"ncnn's extract fails with status {status}")
                 found[wanted] = np.array(mat)[None]
             return found
+
+
+class NcnnVulkan(Ncnn):
+    """On the first Vulkan device. Its Python interface takes and gives arrays on the host: runs include the copies."""
+
+    name: ClassVar[str] = "ncnn-vulkan"
+
+    def version(self) -> str:
+        ncnn = imported(self.module, self.package)
+        if not ncnn.get_gpu_count():
+            raise RuntimeFailure("ncnn finds no Vulkan device; it wants libvulkan.so.1 and the driver's ICD file")
+        return super().version()
+
+    def configure(self, options: Any, job: Job) -> None:
+        options.use_vulkan_compute = True
+        if job.target.get("precision") == "fp16":
+            options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = True
 
 
 def _shapes(job: Job) -> str:
