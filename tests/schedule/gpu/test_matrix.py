@@ -124,7 +124,19 @@ def convolutions(g: Builder) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("case", [products, turned_and_batched, convolutions])
+def attention(g: Builder) -> list[str]:
+    results = []
+    for heads, rows, width, inner, columns in ((3, 49, 49, 32, 32), (2, 20, 70, 40, 24), (1, 130, 300, 72, 16)):
+        q, k, v = stored(g, heads, rows, inner), stored(g, heads, width, inner), stored(g, heads, width, columns)
+        turned = g.op("Transpose", [k], (heads, inner, width), perm=[0, 2, 1])
+        scores = g.op("MatMul", [q, turned], (heads, rows, width))
+        masked = g.op("Add", [g.op("Mul", [scores, g.constant(np.float32(inner**-0.5))]), g.weight(rows, width)])
+        p = g.op("Softmax", [masked], (heads, rows, width), axis=-1)
+        results.append(g.op("MatMul", [p, v], (heads, rows, columns)))
+    return results
+
+
+@pytest.mark.parametrize("case", [products, turned_and_batched, convolutions, attention])
 @pytest.mark.parametrize("memory", ["buffer", "texture"])
 def test_products(device: Device, tmp_path, case, memory: str) -> None:
     g = Builder(11)

@@ -24,6 +24,7 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.stage import Kernel, Stage, tensors_read, without
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
+from smartmem.schedule.gpu import matrix
 from smartmem.schedule.gpu.code import (
     Arguments,
     DeviceCode,
@@ -41,6 +42,7 @@ from smartmem.schedule.gpu.contraction import (
     declare_team,
     epilogue_lane,
     finish,
+    finish_parts,
     parts_size,
     placed_stage,
 )
@@ -55,6 +57,23 @@ from smartmem.schedule.roles import is_contraction
 
 ITEMS = 128  # work-items of a group
 DEPTH = 16
+MOST_BLOCKS = 8  # blocks of 8 columns whose accumulators one warp keeps
+MOST_ROWS = 4  # values per row that local memory has room for beside the rest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a group shares its work.
+
+    Attributes:
+        block: query rows of a group; items: its work-items.
+        first, second: tiles of the products; both `Tile`s, or both `MatrixTile`s.
+    """
+
+    block: int
+    items: int
+    first: Tile | matrix.MatrixTile | None
+    second: Tile | matrix.MatrixTile
 
 
 @dataclass(frozen=True)
@@ -142,6 +161,40 @@ def tile_of(rows: int, columns: int) -> Tile:
     return Tile(rows, wide, max(DEPTH, slices), LANES, LANES, slices)
 
 
+def plan_of(batches: int, height: int, width: int, inner: int, columns: int, units: bool, device: Device) -> Plan:
+    """The plan for `batches` heads of `height` rows with `width` scores each, `inner` long; `columns` of the result.
+
+    On matrix units: the largest block for which all compute units have work, else the smallest that fits.
+    """
+    if units:
+        best: Plan | None = None
+        for block, down, across in ((16, 1, 4), (32, 2, 4), (64, 4, 2)):
+            if best is not None and batches * -(-height // block) < device.compute_units:
+                break
+            first = _matrix_tile(block, down, across, width, inner) if width else None
+            second = _matrix_tile(block, down, across, columns, width or inner)
+            made = Plan(block, second.items, first, second)
+            static = 4 * (made.items + MOST_ROWS * block)
+            if ring_bytes(made) + 4 * block * _padded(width) + static <= device.group_memory:
+                best = made
+        if best is not None:
+            return best
+    block = block_rows(width, height, device)
+    return Plan(block, ITEMS, tile_of(block, width) if width else None, tile_of(block, columns))
+
+
+def _matrix_tile(block: int, down: int, across: int, columns: int, depth: int) -> matrix.MatrixTile:
+    """A tile as wide as the product, if the accumulators fit into registers; all of k in one step, if it is short."""
+    blocks = min(-(-columns // (8 * across)), MOST_BLOCKS)
+    step = 64 if depth > 32 else 32
+    return matrix.MatrixTile(block, 8 * across * blocks, step, down, across, 1 if depth <= step else 2)
+
+
+def ring_bytes(plan: Plan) -> int:
+    """Local memory of the larger product on matrix units."""
+    return max(t.local_bytes for t in (plan.first, plan.second) if isinstance(t, matrix.MatrixTile))
+
+
 def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> DeviceCode:
     """OpenCL C of an attention kernel."""
     rows = kernel.rows
@@ -165,7 +218,14 @@ class _Attention:
         self.local = kernel.local()
         self.kept = {parts.scores[-1].name: parts.scores[-1].shape[rows:]} if parts.scores else {}
         self.width = math.prod(parts.scores[-1].shape[rows:]) if parts.scores else 0
-        self.block = block_rows(self.width, self.height, target.device)
+        self.second = self._flat(parts.product)
+        self.first = self._flat(parts.scores[0]) if parts.scores else None
+        inner = (self.first or self.second).extents[K]
+        columns = self.second.extents[N]
+        units = target.half and target.tuned and self._takes_halves(target.device, inner)
+        self.plan = plan_of(self.batches, self.height, self.width, inner, columns, units, target.device)
+        self.block, self.items = self.plan.block, self.plan.items
+        self.units = isinstance(self.plan.second, matrix.MatrixTile)
         self.arguments, self.w = Arguments(storages, target.check), new_writer()
         self.memories = memories_of(kernel, self.arguments)
         bounds = self.arguments.bounds("the scores", address=self.block * _padded(self.width))
@@ -174,30 +234,40 @@ class _Attention:
         self.readers = {stage.name: row_value(f"row_{k}") for k, stage in enumerate(parts.rows)}
 
     def code(self) -> DeviceCode:
-        w, parts = self.w, self.parts
-        second = self._flat(parts.product)
-        first = self._flat(parts.scores[0]) if parts.scores else None
-        tiles = [tile_of(self.block, p.extents[N]) for p in (second, *((first,) if first else ()))]
-        self._declare(tiles)
-        if first is not None:
-            self._product(tiles[1], first, parts.scores[1:], {}, self.scores, (axis_digit(N, self.width),), "")
+        w, parts, plan = self.w, self.parts, self.plan
+        self._declare()
+        if self.first is not None:
+            assert plan.first is not None
+            place = (axis_digit(N, self.width),)
+            self._product(plan.first, self.first, parts.scores[1:], {}, self.scores, place, "")
             w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         for k, stage in enumerate(parts.rows):
             self._row_reduction(stage, f"row_{k}")
         kernel, shape = self.kernel, self.kernel.output.shape
         space = flat_space(shape, self.batch, self.rows)
         coords = tuple(substitute(c, space, shape) for c in kernel.store_coords())
-        place = self.storages[kernel.tensor].access(coords)
+        stored = self.storages[kernel.tensor].access(coords)
         memory = self.memories[kernel.tensor]
-        self._product(tiles[0], second, parts.tail, self.kept, memory, place, kernel.tensor)
+        self._product(plan.second, self.second, parts.tail, self.kept, memory, stored, kernel.tensor)
         note = f"{self.block} rows of a head per group"
         note += f", {self.block} x {self.width} scores in local memory" if self.width else ""
-        size = (ITEMS * -(-self.height // self.block), self.batches, 1)
+        note += ", on matrix units" if self.units else ""
+        size = (self.items * -(-self.height // self.block), self.batches, 1)
         arguments = self.arguments
+        dynamic = ring_bytes(plan) + 4 * self.block * _padded(self.width) if self.units else 0
         return DeviceCode(
-            w.text(), arguments.parameters, arguments.slots, size, (ITEMS, 1, 1), family="attention", notes=[note],
-            sweeps=arguments.sweeps, checks=arguments.checks,
+            w.text(), [*arguments.parameters, *([matrix.POOL] if dynamic else [])], arguments.slots, size,
+            (self.items, 1, 1), family="attention", notes=[note], support=matrix.PTX if self.units else "",
+            sweeps=[] if self.units else arguments.sweeps, checks=arguments.checks, dynamic=dynamic,
         )  # fmt: skip
+
+    def _takes_halves(self, device: Device, inner: int) -> bool:
+        """Whether matrix units can compute both products: they take what is stored as halves."""
+        products = [p for p in (self.first, self.second) if p is not None]
+        read = {name for p in products for x in (p.a, p.b) for name in tensors_read(x)} - set(self.kept) - self.local
+        return matrix.accepts(self.height, self.second.extents[N], inner, device) and all(
+            self.storages[name].stored == np.float16 for name in read
+        )
 
     def _flat(self, stage: Stage) -> Product:
         return flatten_product(stage, self.batch, self.rows, self.storages, self.local)
@@ -206,31 +276,44 @@ class _Attention:
         axes = Axes({B: "b", M: "m", N: "n", K: "k"}, extents)
         return replace(context_of(axes, self.memories, self.storages), local=self.readers)
 
-    def _declare(self, tiles: list[Tile]) -> None:
-        w, block = self.w, self.block
-        w.line(f"__local float A[{max(t.depth for t in tiles) * (block + PAD)}] {ALIGNED};")
-        w.line(f"__local float B[{max(t.depth * t.columns for t in tiles)}] {ALIGNED};")
-        if self.parts.scores:
-            w.line(f"__local float S[{block * _padded(self.width)}] {ALIGNED};")
-        if slices := max(parts_size(t) for t in tiles):
-            w.line(f"__local float4 parts[{slices}];")
-        w.line(f"__local float tree[{ITEMS}];")
+    def _declare(self) -> None:
+        w, block, plan = self.w, self.block, self.plan
+        scores = block * _padded(self.width)
+        if self.units:
+            matrix.declare(w)
+            w.line(f"__local float *const S = (__local float *)(pool + {ring_bytes(plan) // 16});")
+        else:
+            tiles = [t for t in (plan.second, plan.first) if isinstance(t, Tile)]
+            w.line(f"__local float A[{max(t.depth for t in tiles) * (block + PAD)}] {ALIGNED};")
+            w.line(f"__local float B[{max(t.depth * t.columns for t in tiles)}] {ALIGNED};")
+            if self.parts.scores:
+                w.line(f"__local float S[{scores}] {ALIGNED};")
+            if slices := max(parts_size(t) for t in tiles):
+                w.line(f"__local float4 parts[{slices}];")
+        w.line(f"__local float tree[{self.items}];")
         for k in range(len(self.parts.rows)):
             w.line(f"__local float row_{k}[{block}];")
         w.line("const int item = get_local_id(0), b = get_group_id(1);")
         w.line(f"const int m0 = (int)get_group_id(0) * {block};")
 
     def _product(
-        self, tile: Tile, product: Product, after: list[Stage], kept: dict[str, tuple[int, ...]], memory: MemoryAccess,
-        place: tuple[Lin, ...], written: str,
+        self, tile: Tile | matrix.MatrixTile, product: Product, after: list[Stage], kept: dict[str, tuple[int, ...]],
+        memory: MemoryAccess, place: tuple[Lin, ...], written: str,
     ) -> None:  # fmt: skip
         """A product, all column tiles one after the other, with the pointwise stages behind it and the store."""
         w, extents, context = self.w, product.extents, self._context(product.extents)
         tail = [placed_stage(s, self.batch, self.rows, self.storages, self.local) for s in after]
         operand_a = placed(product.a, self.storages, self.local, kept)
+        operand_b = placed(product.b, self.storages, self.local)
         a = staged("A", M, extents, tile.rows, tile.rows + PAD, operand_a)
-        b = staged("B", N, extents, tile.columns, tile.columns, placed(product.b, self.storages, self.local))
+        b = staged("B", N, extents, tile.columns, tile.columns, operand_b)
         with w.block(f"for (int n0 = 0; n0 < {extents[N]}; n0 += {tile.columns})"):
+            if isinstance(tile, matrix.MatrixTile):
+                matrix.accumulate(w, tile, a, b, context, extents[K])
+                finish_parts(w, tile, extents, product.flat.name, tail, context, memory, place)
+                if extents[N] > tile.columns:
+                    w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+                return
             declare_team(w, tile)
             accumulate(w, tile, a, b, context, extents[K])
             if tile.slices > 1:
@@ -246,7 +329,7 @@ class _Attention:
 
     def _row_reduction(self, stage: Stage, result: str) -> None:
         """One value per row of the block, found by all work-items of the row together."""
-        w, across = self.w, ITEMS // self.block
+        w, across = self.w, self.items // self.block
         flat = flatten(stage, self.batch, self.rows, False)
         body = placed(flat.body, self.storages, self.local, self.kept)
         lane = row_lane(body, flat.columns)

@@ -75,7 +75,10 @@ inline void sm_copy_4(__local ushort *to, const __global half *from, int inside)
 
 @dataclass(frozen=True)
 class MatrixTile:
-    """`rows` x `columns` per group in steps of `depth`, a ring of `stages`; `down` x `across` warps share it."""
+    """`rows` x `columns` per group in steps of `depth`, a ring of `stages`; `down` x `across` warps share it.
+
+    One stage is enough where one step takes all of k.
+    """
 
     rows: int
     columns: int
@@ -343,7 +346,7 @@ def _ring(w: Writer, tile: MatrixTile, left: HalfStager, right: HalfStager, dept
     stages, block = tile.stages, tile.depth
     copying = [s for s in (left, right) if s.copies]
     loading = [s for s in (left, right) if not s.copies]
-    ahead = stages - 1
+    ahead = max(1, stages - 1)
     for stager in loading:
         stager.declare()
     for number in range(ahead):
