@@ -89,16 +89,17 @@ def device_module(
     That is: its kernels, where every tensor lies, what schedules are told, the layout fates.
     """
     from smartmem.passes.pipeline import run_passes
-    from smartmem.passes.place import place
+    from smartmem.passes.place import place_padded
     from smartmem.passes.widen import widen
     from smartmem.schedule.gpu.choose import backend_of
     from smartmem.schedule.gpu.code import DeviceTarget
 
     graph, fates = _read(model, shapes, level, progress)
     target = DeviceTarget(device, level == "full", options.precision == "fp16", options.check)
-    module = run_passes(graph, level, backend_of(target))
+    backend = backend_of(target)
+    module = run_passes(graph, level, backend)
     widen(module)
-    storages = place(module, device, options, level in ("layout", "full"))
+    module, storages = place_padded(module, device, options, level in ("layout", "full"), backend)
     return module, storages, target, fates
 
 

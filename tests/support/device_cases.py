@@ -351,3 +351,27 @@ def a_host_step_between(g: Builder) -> list[str]:
 def scalars_and_ones(g: Builder) -> list[str]:
     x, y = g.input(), g.input(1, 1, 1)
     return [g.op("Exp", [x], ()), g.op("Mul", [y, x], (1, 1, 1)), g.op("Softmax", [y], (1, 1, 1))]
+
+
+@case("contraction", "window", "pointwise")
+def channels_that_texels_do_not_divide(g: Builder) -> list[str]:
+    x = g.op("Relu", [g.input(1, 6, 9, 10)], (1, 6, 9, 10))
+    mixed = g.op("Conv", [x, g.weight(10, 6, 1, 1), g.weight(10)], (1, 10, 9, 10))
+    first = g.op("Sigmoid", [mixed], (1, 10, 9, 10))  # which is not zero at zero
+    deep = g.op("Conv", [first, g.weight(10, 1, 3, 3), g.weight(10)], (1, 10, 9, 10), group=10, pads=[1, 1, 1, 1])
+    second = g.op("Add", [g.op("Exp", [deep], (1, 10, 9, 10)), first], (1, 10, 9, 10))
+    wide = g.op("Conv", [second, g.weight(7, 10, 3, 3)], (1, 7, 9, 10), pads=[1, 1, 1, 1])
+    pooled = g.op("MaxPool", [wide], (1, 7, 4, 5), kernel_shape=[2, 2], strides=[2, 2])
+    return [g.op("Conv", [pooled, g.weight(8, 7, 1, 1)], (1, 8, 4, 5)), g.op("ReduceMean", [second, g.ints(1)])]
+
+
+@case("contraction", "row reduction")
+def rows_that_texels_do_not_divide(g: Builder) -> list[str]:
+    x = g.op("MatMul", [g.input(5, 12), g.weight(12, 10)], (5, 10))
+    normal = g.op("LayerNormalization", [x, g.weight(10), g.weight(10)], (5, 10))
+    scores = g.op("MatMul", [normal, g.weight(10, 49)], (5, 49))
+    soft = g.op("Softmax", [scores], (5, 49), axis=-1)
+    powers = g.op("Exp", [soft], (5, 49))  # one where the lanes of padding are zero
+    extremes = [g.op(kind, [powers, g.ints(1)]) for kind in ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum")]
+    logs = g.op("Log", [soft], (5, 49))  # minus infinity there
+    return [*extremes, *(g.op("MatMul", [each, g.weight(49, 6)], (5, 6)) for each in (powers, logs))]

@@ -26,9 +26,11 @@ from smartmem.layout.storage import Storage, dense
 from smartmem.passes.access_cost import access_cost
 from smartmem.passes.assign_layouts import Assignment, Factor, Problem, exact, greedy
 from smartmem.passes.module import Module
-from smartmem.passes.select_layout import Requests, requests, row_major
+from smartmem.passes.pad_lanes import pad_lanes
+from smartmem.passes.select_layout import Requests, requests, row_major, select_layout
 from smartmem.passes.tell_layouts import entry
 from smartmem.passes.walks import groups_of
+from smartmem.schedule.backend import Backend
 from smartmem.schedule.gpu.choose import stores_texels
 
 NO_TEXELS = "a kernel that writes it cannot store whole texels"
@@ -50,6 +52,23 @@ class Variable:
     no_texture: str = ""
 
 
+def place_padded(
+    module: Module, device: Device, options: DeviceOptions, choose: bool, backend: Backend
+) -> tuple[Module, dict[str, DeviceStorage]]:
+    """The storages of a module, or of the same one with lanes of zeros where these make textures possible that pay."""
+    storages = place(module, device, options, choose)
+    half = options.precision == "fp16"
+    if not choose or options.memory == "buffer" or not device.has_images(half):
+        return module, storages
+    padded = pad_lanes(module, backend)
+    if padded is None:
+        return module, storages
+    select_layout(padded, choose)
+    others = place(padded, device, options, choose)
+    pays = padded.assignment["cost"] < module.assignment["cost"]
+    return (padded, others) if pays or options.memory == "texture" else (module, storages)
+
+
 def place(module: Module, device: Device, options: DeviceOptions, choose: bool) -> dict[str, DeviceStorage]:
     """Storages of all tensors on the device; with `choose` False orders of digits stay as they are."""
     fixed = row_major(module)
@@ -67,8 +86,9 @@ def place(module: Module, device: Device, options: DeviceOptions, choose: bool) 
     final = _verified(module, storages, variables, chosen)
     module.assignment = summary | {"copies": _copies(problem, variables, chosen, device)}
     module.layouts = [
-        entry(final[name], _reason(name, variable, final[name], problem, chosen, options), wishes.get(name))
+        entry(final[name], "; ".join(filter(None, (reason, module.padded.get(name)))), wishes.get(name))
         for name, variable in variables.items()
+        for reason in [_reason(name, variable, final[name], problem, chosen, options)]
     ]
     return final
 

@@ -67,6 +67,20 @@ def test_results(
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_lanes_of_zeros(all_cases: list[DeviceCase], device: Device, cache: Cache, precision: str) -> None:
+    """Channels and columns that texels do not divide lie in textures all the same, and give the same numbers."""
+    options = DeviceOptions("texture", precision, check=True)  # type: ignore[arg-type]
+    for case in (case for case in all_cases if case.name.endswith("that_texels_do_not_divide")):
+        program = build([load_graph(case.model)], device, options=options)
+        assert program.report["layouts"]
+        for entry in program.report["layouts"]:
+            assert entry["memory"].startswith("texture"), entry
+            assert "of padding" in entry["reason"], entry
+        (results,) = run_on_device([load_graph(case.model)], [case.feeds], device, cache, "full", options)
+        assert not differences(case, results, TOLERANCE[precision])
+
+
 def test_the_families_that_are_meant(all_cases: list[DeviceCase], device: Device) -> None:
     for case in all_cases:
         steps = build([load_graph(case.model)], device).steps

@@ -84,6 +84,7 @@ def backend_of(target: DeviceTarget) -> Backend:
     return Backend(
         lambda kernel, constants: schedulable(kernel, constants, target),
         True,
+        device.fp64,
         predict if device.kind == "gpu" else None,
     )
 
