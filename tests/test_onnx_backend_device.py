@@ -34,7 +34,7 @@ def runner(device: Device, cache: Cache) -> Runner:
             return None
         model = DeviceModel(program, device, cache=cache)
         try:
-            return model.run({f"0/{name}": value for name, value in feeds.items()})
+            return model.run({spec.name: feeds[spec.name.removeprefix("0/")] for spec in program.inputs})
         finally:
             model.close()
 

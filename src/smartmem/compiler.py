@@ -88,6 +88,7 @@ def device_module(
 
     That is: its kernels, where every tensor lies, what schedules are told, the layout fates.
     """
+    from smartmem.passes.copy_layouts import copy_layouts
     from smartmem.passes.pipeline import run_passes
     from smartmem.passes.place import place_padded
     from smartmem.passes.widen import widen
@@ -99,7 +100,10 @@ def device_module(
     backend = backend_of(target)
     module = run_passes(graph, level, backend)
     widen(module)
-    module, storages = place_padded(module, device, options, level in ("layout", "full"), backend)
+    choose = level in ("layout", "full")
+    module, storages = place_padded(module, device, options, choose, backend)
+    if choose:
+        storages = copy_layouts(module, storages, device, options)
     return module, storages, target, fates
 
 
