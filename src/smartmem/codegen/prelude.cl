@@ -4,7 +4,10 @@
 #else
 #define double float
 #endif
-#define _Float16 float /* halves exist in memory only */
+#ifdef cl_khr_fp16
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+#endif
+#define _Float16 float /* scalars of halves are computed with in float */
 #pragma OPENCL FP_CONTRACT ON
 
 __constant sampler_t sm_texel = CLK_NORMALIZED_COORDS_FALSE | CLK_ADDRESS_NONE | CLK_FILTER_NEAREST;

@@ -19,7 +19,7 @@ from smartmem.codegen.cl_memory import Bounds, checked
 from smartmem.codegen.writer import Writer
 from smartmem.errors import CompilerError
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Choose, Expr, Load, walk
+from smartmem.kernel.expr import Choose, Expr, Load, is_zero, walk
 from smartmem.kernel.stage import Kernel, Stage, tensors_read
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
@@ -41,7 +41,7 @@ from smartmem.schedule.gpu.loops import ease, ease_of_stores
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
 from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
-from smartmem.schedule.gpu.tile import ALIGNED, PAD, FloatStager, Staged, Tile, choose_tile, multiply, pipelined, staged
+from smartmem.schedule.gpu.tile import ALIGNED, PAD, PlainStager, Staged, Tile, choose_tile, multiply, pipelined, staged
 from smartmem.schedule.pipeline import batch_axes, batch_first
 from smartmem.schedule.roles import is_contraction
 
@@ -148,8 +148,11 @@ def _tile(
         packed_b = packed(slot, weights[slot].shape, weights[slot].itemsize)
     else:
         right = staged("B", N, product.extents, tile.columns, tile.columns, operands[1])
-    w.line(f"__local float A[{tile.depth * (tile.rows + PAD)}] {ALIGNED};")
-    w.line(f"__local float B[{tile.depth * tile.columns}] {ALIGNED};")
+    if target.half and target.device.fp16:
+        a = a if job.per_row else _as_halves(a, job.arguments.storages)  # where statistics are found in the array first
+        right = _as_halves(right, job.arguments.storages)
+    w.line(f"__local {a.kind} A[{tile.depth * (tile.rows + PAD)}] {ALIGNED};")
+    w.line(f"__local {right.kind} B[{tile.depth * tile.columns}] {ALIGNED};")
     _corner(w, tile.rows, tile.columns)
     declare_team(w, tile)
     across = power_of_two(min(tile.depth, tile.items))
@@ -226,6 +229,18 @@ def packed_operand(weight: Array, pointer: str, tile: Tile, bounds: Bounds | Non
     return Staged("B", N, width, tile.columns, tile.columns, None, N, None, load)
 
 
+def _as_halves(operand: Staged, storages: Storages) -> Staged:
+    """The operand, staged as the halves that memory holds, if it is nothing but loads of such."""
+    nodes = [] if operand.body is None else list(walk(operand.body))
+    exact = all(
+        isinstance(node, Choose)
+        or is_zero(node)
+        or (isinstance(node, Load) and node.tensor in storages and storages[node.tensor].stored == np.float16)
+        for node in nodes
+    )
+    return replace(operand, kind="half") if exact else operand
+
+
 def declare_team(w: Writer, tile: Tile) -> None:
     """``my_m``, ``my_n``: the first row and column of this work-item in the tile; ``slice``: its team."""
     across = tile.columns // tile.width
@@ -237,14 +252,14 @@ def declare_team(w: Writer, tile: Tile) -> None:
 
 def accumulate(w: Writer, tile: Tile, a: Staged, b: Staged, context: DeviceContext, depth: int) -> None:
     """``sum`` = the product of the tile, over all of k."""
-    left, right = FloatStager(w, a, tile, depth, context), FloatStager(w, b, tile, depth, context)
+    left, right = PlainStager(w, a, tile, depth, context), PlainStager(w, b, tile, depth, context)
     w.line(f"float4 sum[{tile.height}][{tile.width // LANES}];")
     w.line("#pragma unroll")
     with w.loop("i", tile.height):
         w.line("#pragma unroll")
         with w.loop("j", tile.width // LANES):
             w.line("sum[i][j] = (float4)(0.0f);")
-    pipelined(w, (left, right), depth, tile.depth, lambda: multiply(w, tile, a.stride, b.stride))
+    pipelined(w, (left, right), depth, tile.depth, lambda: multiply(w, tile, a, b))
 
 
 def parts_size(tile: Tile) -> int:
