@@ -143,6 +143,20 @@ def casts(g: Builder) -> list[str]:
 
 
 @case(exact=True)
+def halves_inside_of_a_kernel(g: Builder) -> list[str]:
+    """Rounded though they are never in memory: ties, halves below 2^-14, what is too large."""
+    x = g.input(4, 8)
+    odd = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.0**-24, 1.5 * 2.0**-25, 2.0**-25, 5.97e-8, 3.1e-5, 6.1e-5]
+    large = [65504, 65519.9, 65520, 1e30, np.inf, -np.inf, np.nan, -0.0]
+    SPECIAL["halves_inside_of_a_kernel"] = {
+        x: np.array([odd, large, np.negative(odd), np.linspace(-3, 3, 8)], np.float32)
+    }
+    half = g.hidden("Cast", [x], to=TensorProto.FLOAT16)
+    brain = g.hidden("Cast", [x], to=TensorProto.BFLOAT16)
+    return [g.op("Cast", [half], to=TensorProto.FLOAT), g.op("Cast", [brain], to=TensorProto.FLOAT)]
+
+
+@case(exact=True)
 def extrema_keep_a_nan(g: Builder) -> list[str]:
     x, y = g.input(4, 8), g.input(4, 8)
     odd = np.array([np.nan, np.inf, -np.inf, 1.0, 0.0, -0.0, 2.0, np.nan], np.float32)
