@@ -190,11 +190,10 @@ def compare(outcome: Outcome, expected: set[str], where: str) -> None:
 
 
 def representative(tests: Sequence[NodeTest]) -> list[NodeTest]:
-    """A fixed part in which every operator is, with each type of its first input: the smallest models that have it."""
-    found: dict[tuple[str, str], NodeTest] = {}
+    """A fixed part in which every operator is, and every type of an input: the smallest models that have it."""
+    found: dict[str, NodeTest] = {}
     for test in sorted(tests, key=lambda test: (len(test.model.graph.node), test.name)):
-        types = {v.name: v.type.tensor_type.elem_type for v in test.model.graph.input}
-        for node in test.model.graph.node:
-            kind = TensorProto.DataType.Name(types.get(node.input[0], 0)) if node.input else ""
-            found.setdefault((node.op_type, kind), test)
+        kinds = {TensorProto.DataType.Name(v.type.tensor_type.elem_type) for v in test.model.graph.input}
+        for feature in (*kinds, *(node.op_type for node in test.model.graph.node)):
+            found.setdefault(feature, test)
     return list({test.name: test for test in found.values()}.values())

@@ -79,7 +79,12 @@ def _fold_constant_stages(module: Module) -> None:
 
 def operators_of(graph: Graph) -> list[Operator]:
     """The operators of the model file; for a graph that did not come from one, its nodes."""
-    return graph.operators or [Operator(node.name, node.op, node.output.shape) for node in graph.nodes]
+    return graph.operators or [Operator(node.name, node.op, _first(node).shape) for node in graph.nodes]
+
+
+def _first(node: Node) -> Value:
+    """The first output that a node has (an LSTM may give its last state only)."""
+    return next(value for value in node.outputs if value is not None)
 
 
 def _fates(graph: Graph) -> dict[str, Fate]:
