@@ -1,8 +1,8 @@
 """The node tests of the onnx package on an OpenCL device: what `test_onnx_backend` is for the CPU.
 
 All of them take minutes (the driver's compiler sees thousands of kernels), so a fixed part runs, in which every
-operator and every type of an input is. ``pytest tests/test_onnx_backend_device.py --all-node-tests`` runs all. What fails is
-what fails on the CPU, but for the names in ``onnx_backend_device_failures.txt``: exactly these differ.
+operator and every type of an input is. ``pytest tests/test_onnx_backend_device.py --all-node-tests`` runs all. What
+fails is what fails on the CPU, but for the names in ``onnx_backend_device_failures.txt``: exactly these differ.
 """
 
 from __future__ import annotations
