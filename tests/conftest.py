@@ -20,6 +20,7 @@ from smartmem.runtime.opencl.devices import select
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
+    parser.addoption("--all-node-tests", action="store_true", help="all node tests of onnx on the device")
 
 
 @pytest.fixture(scope="session")

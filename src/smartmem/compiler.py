@@ -88,17 +88,22 @@ def device_module(
 
     That is: its kernels, where every tensor lies, what schedules are told, the layout fates.
     """
+    from smartmem.passes.copy_layouts import copy_layouts
     from smartmem.passes.pipeline import run_passes
-    from smartmem.passes.place import place
+    from smartmem.passes.place import place_padded
     from smartmem.passes.widen import widen
     from smartmem.schedule.gpu.choose import backend_of
     from smartmem.schedule.gpu.code import DeviceTarget
 
     graph, fates = _read(model, shapes, level, progress)
     target = DeviceTarget(device, level == "full", options.precision == "fp16", options.check)
-    module = run_passes(graph, level, backend_of(target))
+    backend = backend_of(target)
+    module = run_passes(graph, level, backend)
     widen(module)
-    storages = place(module, device, options, level in ("layout", "full"))
+    choose = level in ("layout", "full")
+    module, storages = place_padded(module, device, options, choose, backend)
+    if choose:
+        storages = copy_layouts(module, storages, device, options)
     return module, storages, target, fates
 
 

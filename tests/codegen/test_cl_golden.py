@@ -7,6 +7,7 @@ is one on paper.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def convolution(g: Builder) -> list[str]:
     return [g.op("Relu", [y])]
 
 
+def product(g: Builder) -> list[str]:
+    """The second one stages the halves of an activation and of its weights as they are."""
+    x = g.op("Relu", [g.op("MatMul", [g.input(8, 6), g.weight(6, 16)], (8, 16))], (8, 16))
+    return [g.op("MatMul", [x, g.weight(16, 300)], (8, 300))]
+
+
 def attention(g: Builder) -> list[str]:
     q, k, v = g.input(3, 7, 8), g.input(3, 8, 10), g.input(3, 10, 8)
     return [g.op("MatMul", [g.op("Softmax", [g.op("MatMul", [q, k])], axis=-1), v])]
@@ -50,15 +57,19 @@ def attention(g: Builder) -> list[str]:
     [
         (pointwise, DeviceOptions()), (softmax, DeviceOptions()), (attention, DeviceOptions("buffer")),
         (window, DeviceOptions("texture", "fp16")), (convolution, DeviceOptions("buffer", "fp16")),
-        (softmax, DeviceOptions("buffer", check=True)),
+        (softmax, DeviceOptions("buffer", check=True)), (product, DeviceOptions("texture", "fp16")),
     ],
-    ids=["pointwise", "softmax", "attention", "window_texture_fp16", "convolution_fp16", "softmax_check"],
+    ids=[
+        "pointwise", "softmax", "attention", "window_texture_fp16", "convolution_fp16", "softmax_check",
+        "product_native_half",
+    ],
 )  # fmt: skip
 def test_generated_kernels(
     build: Callable[[Builder], list[str]], options: DeviceOptions, request: pytest.FixtureRequest, update_golden: bool
 ) -> None:
     g = Builder(0)
-    program = build_device_program(g.model(build(g)), level="full", device=DEVICE, options=options)
+    device = replace(DEVICE, fp16="native_half" in request.node.callspec.id)
+    program = build_device_program(g.model(build(g)), level="full", device=device, options=options)
     kernels = [text[text.index("/* ", text.index("sm_index(int64_t")) :] for text in program.sources.values()]
     file = GOLDEN / f"{request.node.callspec.id}.cl"
     found = "".join(kernels)

@@ -143,6 +143,20 @@ def casts(g: Builder) -> list[str]:
 
 
 @case(exact=True)
+def halves_inside_of_a_kernel(g: Builder) -> list[str]:
+    """Rounded though they are never in memory: ties, halves below 2^-14, what is too large."""
+    x = g.input(4, 8)
+    odd = [1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.0**-24, 1.5 * 2.0**-25, 2.0**-25, 5.97e-8, 3.1e-5, 6.1e-5]
+    large = [65504, 65519.9, 65520, 1e30, np.inf, -np.inf, np.nan, -0.0]
+    SPECIAL["halves_inside_of_a_kernel"] = {
+        x: np.array([odd, large, np.negative(odd), np.linspace(-3, 3, 8)], np.float32)
+    }
+    half = g.hidden("Cast", [x], to=TensorProto.FLOAT16)
+    brain = g.hidden("Cast", [x], to=TensorProto.BFLOAT16)
+    return [g.op("Cast", [half], to=TensorProto.FLOAT), g.op("Cast", [brain], to=TensorProto.FLOAT)]
+
+
+@case(exact=True)
 def extrema_keep_a_nan(g: Builder) -> list[str]:
     x, y = g.input(4, 8), g.input(4, 8)
     odd = np.array([np.nan, np.inf, -np.inf, 1.0, 0.0, -0.0, 2.0, np.nan], np.float32)
@@ -351,3 +365,27 @@ def a_host_step_between(g: Builder) -> list[str]:
 def scalars_and_ones(g: Builder) -> list[str]:
     x, y = g.input(), g.input(1, 1, 1)
     return [g.op("Exp", [x], ()), g.op("Mul", [y, x], (1, 1, 1)), g.op("Softmax", [y], (1, 1, 1))]
+
+
+@case("contraction", "window", "pointwise")
+def channels_that_texels_do_not_divide(g: Builder) -> list[str]:
+    x = g.op("Relu", [g.input(1, 6, 9, 10)], (1, 6, 9, 10))
+    mixed = g.op("Conv", [x, g.weight(10, 6, 1, 1), g.weight(10)], (1, 10, 9, 10))
+    first = g.op("Sigmoid", [mixed], (1, 10, 9, 10))  # which is not zero at zero
+    deep = g.op("Conv", [first, g.weight(10, 1, 3, 3), g.weight(10)], (1, 10, 9, 10), group=10, pads=[1, 1, 1, 1])
+    second = g.op("Add", [g.op("Exp", [deep], (1, 10, 9, 10)), first], (1, 10, 9, 10))
+    wide = g.op("Conv", [second, g.weight(7, 10, 3, 3)], (1, 7, 9, 10), pads=[1, 1, 1, 1])
+    pooled = g.op("MaxPool", [wide], (1, 7, 4, 5), kernel_shape=[2, 2], strides=[2, 2])
+    return [g.op("Conv", [pooled, g.weight(8, 7, 1, 1)], (1, 8, 4, 5)), g.op("ReduceMean", [second, g.ints(1)])]
+
+
+@case("contraction", "row reduction")
+def rows_that_texels_do_not_divide(g: Builder) -> list[str]:
+    x = g.op("MatMul", [g.input(5, 12), g.weight(12, 10)], (5, 10))
+    normal = g.op("LayerNormalization", [x, g.weight(10), g.weight(10)], (5, 10))
+    scores = g.op("MatMul", [normal, g.weight(10, 49)], (5, 49))
+    soft = g.op("Softmax", [scores], (5, 49), axis=-1)
+    powers = g.op("Exp", [soft], (5, 49))  # one where the lanes of padding are zero
+    extremes = [g.op(kind, [powers, g.ints(1)]) for kind in ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum")]
+    logs = g.op("Log", [soft], (5, 49))  # minus infinity there
+    return [*extremes, *(g.op("MatMul", [each, g.weight(49, 6)], (5, 6)) for each in (powers, logs))]

@@ -295,8 +295,8 @@ def c_const(value: float | int | bool, dtype: DType) -> str:
         return f"({np.asarray(value, dtype).view(np.uint16)}u)"
     number = int(value)
     if dtype == np.int64:
-        return f"({number + 1}ll - 1)" if number == -(2**63) else f"({number}ll)"
-    return f"({number}{'ull' if dtype == np.uint64 else 'u' if dtype.kind == 'u' else ''})"
+        return f"({number + 1}l - 1)" if number == -(2**63) else f"({number}l)"
+    return f"({number}{'ul' if dtype == np.uint64 else 'u' if dtype.kind == 'u' else ''})"
 
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
@@ -416,6 +416,8 @@ def _cast(node: Alu, x: str) -> str:
         source, x = np.dtype(np.float32), f"sm_from_bf16({x})"
     if target.name == "bfloat16":
         return f"sm_to_bf16((float){x})"
+    if target == np.float16:
+        return f"sm_to_f16({x})"
     if target == np.bool_:
         return f"{x} != 0"
     if source.kind == "f" and target.kind in "iu":

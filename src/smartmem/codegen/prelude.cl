@@ -4,6 +4,10 @@
 #else
 #define double float
 #endif
+#ifdef cl_khr_fp16
+#pragma OPENCL EXTENSION cl_khr_fp16 : enable
+#endif
+#define _Float16 float /* scalars of halves are computed with in float */
 #pragma OPENCL FP_CONTRACT ON
 
 __constant sampler_t sm_texel = CLK_NORMALIZED_COORDS_FALSE | CLK_ADDRESS_NONE | CLK_FILTER_NEAREST;
@@ -94,35 +98,60 @@ inline float sm_pows(float a, float b) { return pow(a, b); }
 inline float4 sm_powv(float4 a, float4 b) { return pow(a, b); }
 inline float sm_fmods(float a, float b) { return fmod(a, b); }
 inline float4 sm_fmodv(float4 a, float4 b) { return fmod(a, b); }
-inline float sm_mods(float a, float b) { const float r = fmod(a, b); return r != 0 && (r < 0) != (b < 0) ? r + b : r; }
+inline float sm_mods(float a, float b) {
+    const float r = fmod(a, b);
+    return r == 0 ? copysign(0.0f, b) : (r < 0) != (b < 0) && r == r ? r + b : r;
+}
 inline float4 sm_modv(float4 a, float4 b) {
     return (float4)(sm_mods(a.x, b.x), sm_mods(a.y, b.y), sm_mods(a.z, b.z), sm_mods(a.w, b.w));
 }
-#ifdef cl_khr_fp64
+/* Doubles, or floats on devices without: there no tensor of doubles is in memory. */
 #define SM_DOUBLE(name, function) inline double sm_##name##d(double x) { return function(x); }
 SM_DOUBLE(abs, fabs) SM_DOUBLE(exp, exp) SM_DOUBLE(log, log) SM_DOUBLE(sqrt, sqrt) SM_DOUBLE(sin, sin)
-SM_DOUBLE(cos, cos) SM_DOUBLE(tanh, tanh) SM_DOUBLE(erf, erf) SM_DOUBLE(floor, floor) SM_DOUBLE(ceil, ceil)
-SM_DOUBLE(round, rint) SM_DOUBLE(trunc, trunc)
+SM_DOUBLE(cos, cos) SM_DOUBLE(tan, tan) SM_DOUBLE(asin, asin) SM_DOUBLE(acos, acos) SM_DOUBLE(atan, atan)
+SM_DOUBLE(sinh, sinh) SM_DOUBLE(cosh, cosh) SM_DOUBLE(tanh, tanh) SM_DOUBLE(asinh, asinh) SM_DOUBLE(acosh, acosh)
+SM_DOUBLE(atanh, atanh) SM_DOUBLE(erf, erf) SM_DOUBLE(floor, floor) SM_DOUBLE(ceil, ceil) SM_DOUBLE(round, rint)
+SM_DOUBLE(trunc, trunc)
+inline double sm_sigmoidd(double x) { return 1 / (1 + exp(-x)); }
 inline double sm_powd(double a, double b) { return pow(a, b); }
-#endif
+inline double sm_fmodd(double a, double b) { return fmod(a, b); }
+inline double sm_modd(double a, double b) {
+    const double r = fmod(a, b);
+    return r == 0 ? copysign((double)0, b) : (r < 0) != (b < 0) && r == r ? r + b : r;
+}
 
-/* Integers, as ONNX says. */
-inline int64_t sm_idiv(int64_t a, int64_t b) { return b == 0 ? 0 : a / b; }
-inline int64_t sm_irem(int64_t a, int64_t b) { return b == 0 ? 0 : a % b; }
+/* bfloat16 is the upper half of a float; rounded to nearest, ties to even; NaN stays NaN. */
+inline float sm_from_bf16(uint16_t x) { return as_float((uint)x << 16); }
+inline uint16_t sm_to_bf16(float x) {
+    const uint bits = as_uint(x);
+    return x != x ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+/* The nearest half, still as a float: below 2^-14 halves are multiples of 2^-24, which is what 0.5f leaves. */
+inline float sm_to_f16(float x) {
+    const float size = fabs(x);
+    const uint bits = as_uint(x);
+    if (size != size) return x;
+    if (size >= 65520.0f) return copysign(INFINITY, x);
+    if (size < 0x1p-14f) return copysign((size + 0.5f) - 0.5f, x);
+    return as_float((bits + 0xfffu + (bits >> 13 & 1u)) & 0xffffe000u);
+}
+
+/* Integers, as ONNX says; nothing traps: a zero divisor gives 0. */
+inline int64_t sm_idiv(int64_t a, int64_t b) { return b == 0 ? 0 : b == -1 ? (int64_t)(0 - (uint64_t)a) : a / b; }
+inline int64_t sm_irem(int64_t a, int64_t b) { return b == 0 || b == -1 ? 0 : a % b; }
 inline int64_t sm_imod(int64_t a, int64_t b) {
-    if (b == 0) return 0;
-    const int64_t r = a % b;
+    const int64_t r = sm_irem(a, b);
     return r != 0 && (r < 0) != (b < 0) ? r + b : r;
 }
 inline uint64_t sm_umod(uint64_t a, uint64_t b) { return b == 0 ? 0 : a % b; }
-inline int64_t sm_sar(int64_t a, int64_t b) { return b > 63 ? (a < 0 ? -1 : 0) : a >> b; }
-inline int64_t sm_shl(int64_t a, int64_t b) { return b > 63 ? 0 : (int64_t)((uint64_t)a << b); }
-inline uint64_t sm_shr(uint64_t a, uint64_t b) { return b > 63 ? 0 : a >> b; }
-inline int64_t sm_ipow(int64_t a, int64_t b) {
-    int64_t r = 1;
-    if (b < 0) return a == 1 ? 1 : a == -1 ? (b & 1 ? -1 : 1) : 0;
-    for (; b; b >>= 1, a *= a) if (b & 1) r *= a;
-    return r;
+inline int64_t sm_sar(int64_t a, uint64_t n) { return a >> (n > 63 ? 63 : n); }
+inline uint64_t sm_shl(uint64_t a, uint64_t n) { return n > 63 ? 0 : a << n; }
+inline uint64_t sm_shr(uint64_t a, uint64_t n) { return n > 63 ? 0 : a >> n; }
+inline int64_t sm_ipow(int64_t base, int64_t exponent) {
+    if (exponent < 0) return base == 1 ? 1 : base == -1 ? (exponent % 2 ? -1 : 1) : 0;
+    uint64_t result = 1, factor = (uint64_t)base;
+    for (; exponent; exponent >>= 1, factor *= factor) if (exponent & 1) result *= factor;
+    return (int64_t)result;
 }
 inline int64_t sm_to_i64(double x) { return convert_long_sat(x); }
 /* An entry of an index tensor: negative counts from the end, clamped. */

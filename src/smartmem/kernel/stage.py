@@ -91,6 +91,7 @@ class Kernel:
         store: coordinates of the stored tensor over the last stage's axes; None: the identity.
         rows: leading axes that all stages share (a row pipeline), None for a plain nest.
         notes: what passes want `explain` to say.
+        copies: further tensors that get the same values, each in a layout of its own (devices).
     """
 
     stages: list[Stage]
@@ -99,6 +100,12 @@ class Kernel:
     store: IndexMap | None = None
     rows: int | None = None
     notes: list[str] = field(default_factory=list)
+    copies: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The tensors that it stores."""
+        return (self.tensor, *self.copies)
 
     @staticmethod
     def of(stage: Stage) -> Kernel:

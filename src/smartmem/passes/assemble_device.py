@@ -47,7 +47,7 @@ def assemble_device(
         code, (source, symbol) = codes[number], symbols[number]
         args = tuple(slots.number(name) for name in code.args)
         label = f"{code.family}: {step.tensor}"
-        writes = (slots.number(storages[step.tensor].buffer),)
+        writes = tuple(slots.number(storages[name].buffer) for name in step.written)
         steps.append(LaunchStep(symbol, source, code.global_size, code.local_size, args, writes, label, code.dynamic))
         number += 1
     buffers, images, bound = slots.place(steps)

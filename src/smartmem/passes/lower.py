@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx
 
 from smartmem.graph.ir import Graph, Node, Operator, Value
@@ -27,8 +28,8 @@ LAYOUT_OPERATORS = frozenset(
 FOLD_LIMIT = 1 << 20  # elements of a stage that is worth computing at compile time
 
 
-def lower(graph: Graph) -> Module:
-    """The module of a verified graph."""
+def lower(graph: Graph, doubles: bool = True) -> Module:
+    """The module of a verified graph; without `doubles` the target has no 64-bit floats, and the host computes them."""
     constants = {v.name: v.data for v in graph.values() if v.data is not None}
     types = {v.name: (v.shape, v.dtype) for v in graph.values()}
     module = Module(graph.name, graph.inputs, graph.outputs, constants, types, [], nodes=len(graph.nodes))
@@ -38,6 +39,8 @@ def lower(graph: Graph) -> Module:
             pass  # nothing to compute
         elif found is None:
             module.steps.append(HostOp(node, _why_host(node)))
+        elif not doubles and _has_doubles(node):
+            module.steps.append(HostOp(node, "the device has no 64-bit floats"))
         else:
             module.steps += found.stages
             for name, data in found.constants.items():
@@ -50,7 +53,7 @@ def lower(graph: Graph) -> Module:
     for step in module.steps:
         if isinstance(step, Stage):
             module.types[step.name] = (step.shape, step.dtype)
-    _copy_passthrough_outputs(module)
+    _copy_passthrough_outputs(module, doubles)
     module.classes = survey([step for step in module.steps if isinstance(step, Stage)])
     module.definitions |= {step.name: step for step in module.steps if isinstance(step, Stage)}
     return module
@@ -76,7 +79,12 @@ def _fold_constant_stages(module: Module) -> None:
 
 def operators_of(graph: Graph) -> list[Operator]:
     """The operators of the model file; for a graph that did not come from one, its nodes."""
-    return graph.operators or [Operator(node.name, node.op, node.output.shape) for node in graph.nodes]
+    return graph.operators or [Operator(node.name, node.op, _first(node).shape) for node in graph.nodes]
+
+
+def _first(node: Node) -> Value:
+    """The first output that a node has (an LSTM may give its last state only)."""
+    return next(value for value in node.outputs if value is not None)
 
 
 def _fates(graph: Graph) -> dict[str, Fate]:
@@ -98,18 +106,22 @@ def _why_host(node: Node) -> str:
     return "no compute definition covers these attributes or dtypes"
 
 
+def _has_doubles(node: Node) -> bool:
+    return any(v is not None and v.dtype == np.float64 for v in (*node.inputs, *node.outputs))
+
+
 def _is_empty(node: Node) -> bool:
     """Whether no result of a node has any elements."""
     return all(v is None or (v.shape is not None and 0 in v.shape) for v in node.outputs)
 
 
-def _copy_passthrough_outputs(module: Module) -> None:
+def _copy_passthrough_outputs(module: Module, doubles: bool) -> None:
     """A graph output that is an input, a constant or listed twice gets a tensor of its own, which is then a copy."""
     inputs, seen = {v.name for v in module.inputs}, set()
     for position, value in enumerate(module.outputs):
         if value.name in inputs or value.name in module.constants or value.name in seen:
             copy = Value(f"{value.name}.out{position}", value.shape, value.dtype)
-            if value.shape is None or not is_supported(value.dtype):
+            if value.shape is None or not is_supported(value.dtype) or (value.dtype == np.float64 and not doubles):
                 module.steps.append(HostOp(_identity(value, copy), "an input or another output is passed through"))
             elif 0 not in value.shape:
                 body = load(value.name, coordinates(value.shape), value.dtype)

@@ -80,6 +80,7 @@ class Module:
         assignment: on devices, what the layouts cost together by the cost model; see `place`.
         renamed: names in the model of outputs that are called otherwise here.
         wide: tensors that stay in float when activations are stored as halves.
+        padded: remarks on tensors that have lanes of zeros (`pad_lanes`).
     """
 
     name: str
@@ -102,6 +103,7 @@ class Module:
     assignment: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     wide: set[str] = field(default_factory=set)
+    padded: dict[str, str] = field(default_factory=dict)
 
     def shown(self, output: str) -> str:
         """What the model calls an output."""

@@ -40,7 +40,7 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
         raise InputError(f'unknown level "{level}": choose one of {", ".join(LEVELS)}')
     rank = LEVELS.index(level)
     instrument = Instrument()
-    module = instrument("lower", lambda: lower(graph))
+    module = instrument("lower", lambda: lower(graph, backend is None or backend.doubles))
     instrument.dump("lower", module)
     passes: list[tuple[str, Callable[[Module], None]]] = []
     if rank >= LEVELS.index("fuse"):

@@ -12,6 +12,7 @@ inputs and outputs, constants and operands of host steps stay in row-major buffe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,9 +27,11 @@ from smartmem.layout.storage import Storage, dense
 from smartmem.passes.access_cost import access_cost
 from smartmem.passes.assign_layouts import Assignment, Factor, Problem, exact, greedy
 from smartmem.passes.module import Module
-from smartmem.passes.select_layout import Requests, requests, row_major
+from smartmem.passes.pad_lanes import pad_lanes
+from smartmem.passes.select_layout import Requests, requests, row_major, select_layout
 from smartmem.passes.tell_layouts import entry
 from smartmem.passes.walks import groups_of
+from smartmem.schedule.backend import Backend
 from smartmem.schedule.gpu.choose import stores_texels
 
 NO_TEXELS = "a kernel that writes it cannot store whole texels"
@@ -50,6 +53,23 @@ class Variable:
     no_texture: str = ""
 
 
+def place_padded(
+    module: Module, device: Device, options: DeviceOptions, choose: bool, backend: Backend
+) -> tuple[Module, dict[str, DeviceStorage]]:
+    """The storages of a module, or of the same one with lanes of zeros where these make textures possible that pay."""
+    storages = place(module, device, options, choose)
+    half = options.precision == "fp16"
+    if not choose or options.memory == "buffer" or not device.has_images(half):
+        return module, storages
+    padded = pad_lanes(module, backend)
+    if padded is None:
+        return module, storages
+    select_layout(padded, choose)
+    others = place(padded, device, options, choose)
+    pays = padded.assignment["cost"] < module.assignment["cost"]
+    return (padded, others) if pays or options.memory == "texture" else (module, storages)
+
+
 def place(module: Module, device: Device, options: DeviceOptions, choose: bool) -> dict[str, DeviceStorage]:
     """Storages of all tensors on the device; with `choose` False orders of digits stay as they are."""
     fixed = row_major(module)
@@ -65,10 +85,11 @@ def place(module: Module, device: Device, options: DeviceOptions, choose: bool) 
     problem = _possible(_problem(module, storages, variables, device), variables, options)
     chosen, summary = _assign(problem, variables, options)
     final = _verified(module, storages, variables, chosen)
-    module.assignment = summary | {"copies": _copies(problem, variables, chosen, device)}
+    module.assignment = summary
     module.layouts = [
-        entry(final[name], _reason(name, variable, final[name], problem, chosen, options), wishes.get(name))
+        entry(final[name], "; ".join(filter(None, (reason, module.padded.get(name)))), wishes.get(name))
         for name, variable in variables.items()
+        for reason in [_reason(name, variable, final[name], problem, chosen, options)]
     ]
     return final
 
@@ -98,18 +119,22 @@ def _variable(
     options: DeviceOptions,
 ) -> Variable:  # fmt: skip
     """The options of a buffer; the first one is the order that `select_layout` chose, in a buffer."""
-    base = storages[name]
+    inside = [n for n, s in storages.items() if s.buffer == name]
+    reason = no_texture(name, module, storages, device, options)
+    possible = options_of(storages[name], wish, device, textures=not reason)
+    if not reason and not any(option.image for option in possible):
+        reason = _no_image(storages[name], device)
+    return Variable(inside, possible, reason)
+
+
+def options_of(base: DeviceStorage, wish: Requests | None, device: Device, textures: bool) -> list[DeviceStorage]:
+    """Storages in place of the buffer `base`, itself first: in all orders that serve what consumers ask for."""
     orders = [base]
     for digits in _orders(base.shape, wish):
-        other = dense(name, base.shape, base.dtype, digits)
+        other = dense(base.buffer, base.shape, base.dtype, digits)
         if other.address not in [o.address for o in orders]:
             orders.append(replace(base, address=other.address))
-    inside = [n for n, s in storages.items() if s.buffer == name]
-    reason = _no_texture(name, module, storages, device, options)
-    textures = [] if reason else [t for order in orders if (t := _texture(order, device))]
-    if not reason and not textures:
-        reason = _no_image(base, device)
-    return Variable(inside, [*orders, *textures], reason)
+    return orders + ([t for order in orders if (t := _texture(order, device))] if textures else [])
 
 
 def _orders(shape: tuple[int, ...], wish: Requests | None) -> list[list[Digit]]:
@@ -124,8 +149,8 @@ def _orders(shape: tuple[int, ...], wish: Requests | None) -> list[list[Digit]]:
     return result
 
 
-def _no_texture(
-    name: str, module: Module, storages: dict[str, DeviceStorage], device: Device, options: DeviceOptions
+def no_texture(
+    name: str, module: Module, storages: Mapping[str, DeviceStorage], device: Device, options: DeviceOptions
 ) -> str:
     """Why a buffer cannot be a texture in any order, "" if it can."""
     if options.memory == "buffer":
@@ -253,23 +278,6 @@ def _assign(
         chosen = found.chosen
         summary |= {"bound": found.bound, "in_trees": found.in_trees, "in_cycles": found.in_cycles}
     return chosen, summary | {"cost": problem.cost(chosen)}
-
-
-def _copies(problem: Problem, variables: dict[str, Variable], chosen: Assignment, device: Device) -> dict[str, Any]:
-    """What copies in further layouts could save at most: every group of readers has the one that it likes best.
-
-    None are made: on the networks measured this is 0 to 3% of the predicted cost before a single launch is paid for.
-    """
-    costs, tensors, gain = device.costs, 0, 0.0
-    price = min(costs.buffer_read, costs.texture_read) + min(costs.buffer_write, costs.texture_write)
-    for name, variable in variables.items():
-        saved = 0.0
-        for factor in problem.touching[name]:
-            saved += factor.cost(chosen) - min(factor.cost({**chosen, name: k}) for k in range(len(variable.options)))
-        spare = saved - price * variable.options[0].elements / LANES
-        if spare > 0:
-            tensors, gain = tensors + 1, gain + spare
-    return {"tensors": tensors, "gain": gain}
 
 
 def _verified(

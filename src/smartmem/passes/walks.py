@@ -115,10 +115,14 @@ def _accesses(body: Expr, volume: float, local: set[str]) -> list[Access]:
     return [Access(x.tensor, x.index, volume) for x in loads(body) if x.tensor not in local]
 
 
+def _stores(kernel: Kernel, coords: tuple[Lin, ...]) -> list[Access]:
+    return [Access(name, coords, kernel.output.size, True) for name in kernel.written]
+
+
 def _nest(kernel: Kernel) -> Group:
     space, local = kernel.output.shape, kernel.local()
     found = [a for s in kernel.stages for a in _accesses(s.body, math.prod(s.domain), local)]
-    found.append(Access(kernel.tensor, kernel.store_coords(), kernel.output.size, True))
+    found += _stores(kernel, kernel.store_coords())
     deepest = max((s.domain for s in kernel.stages), key=len)
     live = [axis for axis, n in enumerate(space) if n > 1] or list(range(len(space)))[-1:]
     walks = [_walk(v, (f, *reversed(live)), space) for v in (*live, None) for f in live]
@@ -130,7 +134,7 @@ def _rows(kernel: Kernel, rows: int) -> Group:
     flats = [flatten(stage, 0, rows, False) for stage in row_stages(kernel, rows)]
     found = [a for f in flats for a in _accesses(f.body, math.prod(f.extents), local)]
     coords = tuple(substitute(c, flats[-1].space, kernel.output.shape) for c in kernel.store_coords())
-    found.append(Access(kernel.tensor, coords, kernel.output.size, True))
+    found += _stores(kernel, coords)
     extents = (1, flats[0].extents[M], max(flat.columns for flat in flats))
     walks = [_walk(v, order, extents) for v, order in ((N, (N, M)), (None, (N, M)), (None, (M, N)))]
     return Group(kernel.tensor, extents, tuple(found), _valid(walks, extents))
@@ -165,7 +169,7 @@ def _tail(
 ) -> Group:
     found = [a for f in flats for a in _accesses(f.body, math.prod(f.extents), local)]
     if store is not None:
-        found.append(Access(kernel.tensor, store, kernel.output.size, True))
+        found += _stores(kernel, store)
     walks = [_walk(v, (N, M), extents, {N: 16}) for v in (N, M, None)]
     return Group(kernel.tensor, extents, tuple(found), _valid(walks, extents))
 

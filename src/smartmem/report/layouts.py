@@ -56,9 +56,9 @@ def _assignment(found: Mapping[str, Any]) -> str:
         text += f"; greedy is {_above(found['greedy'], found['cost'])} above the exact assignment"
         if found["cost"] > found["bound"] * 1.0001:
             text += f", which is at most {_above(found['cost'], found['bound'])} above the least possible"
-    if found["copies"]["tensors"]:
-        text += f"\n  Copies of {found['copies']['tensors']} tensors in further layouts would save at most "
-        text += f"{100 * found['copies']['gain'] / found['cost']:.2g}%, before their launches: none are made"
+    if (copies := found.get("copies")) and copies["tensors"]:
+        text += f"\n  {copies['tensors']} tensors are stored again in further layouts, which saves "
+        text += f"{100 * copies['gain'] / (found['cost'] + copies['gain']):.2g}%"
     return text
 
 

@@ -21,9 +21,11 @@ class Backend:
         schedulable: what its schedules compute well.
         operators_first: each operator becomes a kernel before kernels are merged, so that a normalization is not taken
             apart by its reader.
+        doubles: whether it has 64-bit floats.
         predict: set if products with few tiles are worth taking in two steps.
     """
 
     schedulable: Schedulable
     operators_first: bool = False
+    doubles: bool = True
     predict: Predict | None = None

@@ -161,7 +161,7 @@ def batch_first(kernel: Kernel, rows: int) -> Kernel:
             store = moved.store.then(store)
     local = kernel.local()
     stages = [_permute_loads(s, order, rows, local) for s in stages]
-    return Kernel(stages, kernel.tensor, kernel.shape, store, rows, kernel.notes)
+    return Kernel(stages, kernel.tensor, kernel.shape, store, rows, kernel.notes, kernel.copies)
 
 
 def _permute_loads(stage: Stage, order: tuple[int, ...], rows: int, local: set[str]) -> Stage:

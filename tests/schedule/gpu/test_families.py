@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,33 @@ def test_results(
         for line in differences(case, result, TOLERANCE[precision])
     ]  # fmt: skip
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_lanes_of_zeros(all_cases: list[DeviceCase], device: Device, cache: Cache, precision: str) -> None:
+    """Channels and columns that texels do not divide lie in textures all the same, and give the same numbers."""
+    options = DeviceOptions("texture", precision, check=True)  # type: ignore[arg-type]
+    for case in (case for case in all_cases if case.name.endswith("that_texels_do_not_divide")):
+        program = build([load_graph(case.model)], device, options=options)
+        assert program.report["layouts"]
+        for entry in program.report["layouts"]:
+            assert entry["memory"].startswith("texture"), entry
+            assert "of padding" in entry["reason"], entry
+        (results,) = run_on_device([load_graph(case.model)], [case.feeds], device, cache, "full", options)
+        assert not differences(case, results, TOLERANCE[precision])
+
+
+def test_doubles_are_left_to_the_host_where_the_device_has_none(
+    all_cases: list[DeviceCase], device: Device, cache: Cache
+) -> None:
+    (case,) = (case for case in all_cases if case.name == "casts")
+    plain = replace(device, fp64=False)
+    program = build([load_graph(case.model)], plain)
+    launched = {slot for step in program.steps if isinstance(step, LaunchStep) for slot in step.args}
+    assert launched
+    assert not any(program.slots[slot].dtype == "float64" for slot in launched)
+    (results,) = run_on_device([load_graph(case.model)], [case.feeds], plain, cache)
+    assert not differences(case, results, TOLERANCE["fp32"])
 
 
 def test_the_families_that_are_meant(all_cases: list[DeviceCase], device: Device) -> None:

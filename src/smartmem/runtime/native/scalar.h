@@ -89,5 +89,6 @@ SM_SCALAR uint16_t sm_to_bf16(float x) {
     if (x != x) return (uint16_t)(u.bits >> 16 | 0x40);
     return (uint16_t)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
 }
+#define sm_to_f16(x) ((_Float16)(x))
 
 #endif

@@ -17,9 +17,9 @@ import numpy as np
 
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
-from smartmem.codegen.cl_memory import LocalRows, MemoryAccess
+from smartmem.codegen.cl_memory import LocalRows
 from smartmem.device import Device
-from smartmem.index.lin import Lin, axis_digit
+from smartmem.index.lin import axis_digit
 from smartmem.index.substitute import substitute
 from smartmem.kernel.stage import Kernel, Stage, tensors_read, without
 from smartmem.layout.memory import LANES
@@ -27,10 +27,12 @@ from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
 from smartmem.schedule.gpu import matrix
 from smartmem.schedule.gpu.code import (
     Arguments,
+    Destination,
     DeviceCode,
     DeviceTarget,
     Storages,
     context_of,
+    destinations_of,
     memories_of,
     new_writer,
     placed,
@@ -238,17 +240,16 @@ class _Attention:
         self._declare()
         if self.first is not None:
             assert plan.first is not None
-            place = (axis_digit(N, self.width),)
-            self._product(plan.first, self.first, parts.scores[1:], {}, self.scores, place, "")
+            kept = Destination("", self.scores, (axis_digit(N, self.width),))
+            self._product(plan.first, self.first, parts.scores[1:], {}, (kept,))
             w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         for k, stage in enumerate(parts.rows):
             self._row_reduction(stage, f"row_{k}")
         kernel, shape = self.kernel, self.kernel.output.shape
         space = flat_space(shape, self.batch, self.rows)
         coords = tuple(substitute(c, space, shape) for c in kernel.store_coords())
-        stored = self.storages[kernel.tensor].access(coords)
-        memory = self.memories[kernel.tensor]
-        self._product(plan.second, self.second, parts.tail, self.kept, memory, stored, kernel.tensor)
+        destinations = destinations_of(kernel, coords, self.memories, self.storages)
+        self._product(plan.second, self.second, parts.tail, self.kept, destinations)
         note = f"{self.block} rows of a head per group"
         note += f", {self.block} x {self.width} scores in local memory" if self.width else ""
         note += ", on matrix units" if self.units else ""
@@ -298,7 +299,7 @@ class _Attention:
 
     def _product(
         self, tile: Tile | matrix.MatrixTile, product: Product, after: list[Stage], kept: dict[str, tuple[int, ...]],
-        memory: MemoryAccess, place: tuple[Lin, ...], written: str,
+        destinations: tuple[Destination, ...],
     ) -> None:  # fmt: skip
         """A product, all column tiles one after the other, with the pointwise stages behind it and the store."""
         w, extents, context = self.w, product.extents, self._context(product.extents)
@@ -310,7 +311,7 @@ class _Attention:
         with w.block(f"for (int n0 = 0; n0 < {extents[N]}; n0 += {tile.columns})"):
             if isinstance(tile, matrix.MatrixTile):
                 matrix.accumulate(w, tile, a, b, context, extents[K])
-                finish_parts(w, tile, extents, product.flat.name, tail, context, memory, place)
+                finish_parts(w, tile, extents, product.flat.name, tail, context, destinations)
                 if extents[N] > tile.columns:
                     w.line("barrier(CLK_LOCAL_MEM_FENCE);")
                 return
@@ -319,12 +320,12 @@ class _Attention:
             if tile.slices > 1:
                 add_slices(w, tile)
             with w.block("if (slice == 0)" if tile.slices > 1 else ""):
-                finish(w, tile, extents, product.flat.name, tail, context, memory, place)
+                finish(w, tile, extents, product.flat.name, tail, context, destinations)
         bodies = [body for _, body in tail]
-        lane = epilogue_lane(extents, bodies, place, tile.height)
+        lane = epilogue_lane(extents, bodies, destinations, tile.height)
         self.arguments.sweeps += of_tile(
-            tile, extents, (a, b), None, bodies, lane, place if written else None, self.storages, written, self.kept,
-            -(-extents[N] // tile.columns), len(self.arguments.sweeps),
+            tile, extents, (a, b), None, bodies, lane, [(to.tensor, to.place) for to in destinations], self.storages,
+            self.kept, -(-extents[N] // tile.columns), len(self.arguments.sweeps),
         )  # fmt: skip
 
     def _row_reduction(self, stage: Stage, result: str) -> None:

@@ -84,6 +84,7 @@ def backend_of(target: DeviceTarget) -> Backend:
     return Backend(
         lambda kernel, constants: schedulable(kernel, constants, target),
         True,
+        device.fp64,
         predict if device.kind == "gpu" else None,
     )
 
@@ -105,10 +106,9 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
 
 
 def stores_texels(kernel: Kernel, storages: Storages) -> bool:
-    """Whether the kernel can store its output, which lies in a texture, in whole texels."""
+    """Whether the kernel can store its output and the copies of it, some in textures, in whole texels."""
     if kernel.rows is None:
-        found = loops.build(kernel, storages)
-        return len(found.store) == 3 and loops.choose_lane(found, kernel) is not None
+        return loops.choose_lane(loops.build(kernel, storages), kernel) is not None
     rows_, columns = kernel.rows, math.prod(kernel.output.shape[kernel.rows :])
     contracted = [s for s in kernel.stages if is_contraction(s, rows_)]
     if contracted:
@@ -119,9 +119,10 @@ def stores_texels(kernel: Kernel, storages: Storages) -> bool:
     shape = kernel.output.shape
     extents = (math.prod(shape[:batch]), math.prod(shape[batch:rows_]), columns)
     space = flat_space(shape, batch, rows_)
-    place = storages[kernel.tensor].access(tuple(substitute(c, space, shape) for c in kernel.store_coords()))
+    coords = tuple(substitute(c, space, shape) for c in kernel.store_coords())
+    places = [storages[name].access(coords) for name in kernel.written]
     for axis in (N, M) if contracted else (N,):
         lane = Lane(axis, extents[axis], LANES)
-        if lane.extent % LANES == 0 and loops.ease(place, lane) == 1:
+        if lane.extent % LANES == 0 and loops.ease_of_stores(places, lane) is not None:
             return True
     return False

@@ -43,6 +43,15 @@ class DeviceTarget:
     check: bool = False
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where results go: a tensor ("" for local memory), how it is reached, their place over the loop axes."""
+
+    tensor: str
+    memory: MemoryAccess
+    place: tuple[Lin, ...]
+
+
 @dataclass
 class DeviceCode:
     """Generated code of one kernel.
@@ -81,7 +90,6 @@ class Arguments:
         self.check = check
         self.checks: list[str] = []
         self.slots: list[str] = []
-        self.written = ""
         self.sweeps: list[Sweep] = []
         self.parameters: list[str] = []
         self._names: dict[str, str] = {}
@@ -103,9 +111,8 @@ class Arguments:
         return self._names[slot]
 
     def memory(self, tensor: str, written: bool = False) -> MemoryAccess:
-        """How a tensor is reached; the written one must be asked for first (its pointer is not const)."""
+        """How a tensor is reached; the written ones must be asked for first (their pointers are not const)."""
         storage = self.storages[tensor]
-        self.written = tensor if written else self.written
         if storage.image is None:
             bounds = self.bounds(tensor, address=max(storage.elements, LANES))
             pointer = self.buffer(storage.buffer, CL_TYPES[storage.stored.name], written)
@@ -119,11 +126,18 @@ class Arguments:
 
 
 def memories_of(kernel: Kernel, arguments: Arguments, names: list[str] | None = None) -> dict[str, MemoryAccess]:
-    """Memories of a kernel's output and inputs (or of the given inputs)."""
-    result = {kernel.tensor: arguments.memory(kernel.tensor, written=True)}
+    """Memories of a kernel's outputs and inputs (or of the given inputs)."""
+    result = {name: arguments.memory(name, written=True) for name in kernel.written}
     for name in kernel.inputs() if names is None else names:
         result[name] = arguments.memory(name)
     return result
+
+
+def destinations_of(
+    kernel: Kernel, coords: tuple[Lin, ...], memories: Mapping[str, MemoryAccess], storages: Storages
+) -> tuple[Destination, ...]:
+    """Where a kernel stores, given the coordinates of its results in the stored tensor over the loop axes."""
+    return tuple(Destination(name, memories[name], storages[name].access(coords)) for name in kernel.written)
 
 
 def context_of(axes: Axes, memories: Mapping[str, MemoryAccess], storages: Storages) -> DeviceContext:

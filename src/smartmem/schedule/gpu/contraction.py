@@ -15,32 +15,33 @@ import numpy as np
 from smartmem.codegen.c_expr import Lane, Value, lane_free
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
-from smartmem.codegen.cl_memory import Bounds, MemoryAccess, checked
+from smartmem.codegen.cl_memory import Bounds, checked
 from smartmem.codegen.writer import Writer
 from smartmem.errors import CompilerError
-from smartmem.index.lin import Lin
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Choose, Expr, Load, walk
+from smartmem.kernel.expr import Choose, Expr, Load, is_zero, walk
 from smartmem.kernel.stage import Kernel, Stage, tensors_read
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
 from smartmem.schedule.gpu import matrix, statistics
 from smartmem.schedule.gpu.code import (
     Arguments,
+    Destination,
     DeviceCode,
     DeviceTarget,
     Storages,
     context_of,
+    destinations_of,
     memories_of,
     new_writer,
     placed,
     power_of_two,
 )
-from smartmem.schedule.gpu.loops import ease
+from smartmem.schedule.gpu.loops import ease, ease_of_stores
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
 from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
-from smartmem.schedule.gpu.tile import ALIGNED, PAD, FloatStager, Staged, Tile, choose_tile, multiply, pipelined, staged
+from smartmem.schedule.gpu.tile import ALIGNED, PAD, PlainStager, Staged, Tile, choose_tile, multiply, pipelined, staged
 from smartmem.schedule.pipeline import batch_axes, batch_first
 from smartmem.schedule.roles import is_contraction
 
@@ -55,7 +56,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     batch = len(batch_axes(kernel, rows))
     first = next(s for s in kernel.stages if is_contraction(s, rows))
     found, stages = statistics.take_apart(kernel.stages, first, rows)
-    kernel = Kernel(stages, kernel.tensor, kernel.shape, kernel.store, rows, kernel.notes)
+    kernel = replace(kernel, stages=stages)
     local = kernel.local() | {s.name for s in found}
     product = flatten_product(stages[0], batch, rows, storages, local)
     batches, m, n, k = product.extents
@@ -74,8 +75,9 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     shape = kernel.output.shape
     coords = tuple(substitute(c, flat_space(shape, batch, rows), shape) for c in kernel.store_coords())
     tail = [placed_stage(stage, batch, rows, storages, local) for stage in stages[1:]]
-    place, memory = storages[kernel.tensor].access(coords), memories[kernel.tensor]
-    job = Job(product, arguments, context, tail, place, memory, found, batch, rows)
+    job = Job(
+        product, arguments, context, tail, destinations_of(kernel, coords, memories, storages), found, batch, rows
+    )  # fmt: skip
     operands = placed(product.a, storages, local), None if constant else placed(product.b, storages, local)
     emit = _matrix_tile if on_matrix_units else _tile
     note, items, (rows_, columns), weights, dynamic = emit(w, job, operands, constants, target)
@@ -95,8 +97,7 @@ class Job:
     arguments: Arguments
     context: DeviceContext
     tail: list[tuple[Stage, Expr]]
-    place: tuple[Lin, ...]
-    memory: MemoryAccess
+    destinations: tuple[Destination, ...]
     per_row: list[Stage]
     batch: int
     rows: int
@@ -104,6 +105,11 @@ class Job:
     @property
     def name(self) -> str:
         return self.product.flat.name
+
+    @property
+    def bodies(self) -> list[Expr]:
+        """What follows the product."""
+        return [body for _, body in self.tail]
 
     def reduce_rows(
         self, w: Writer, size: int, items: int, parts: statistics.Parts
@@ -143,8 +149,11 @@ def _tile(
         packed_b = packed(slot, weights[slot].shape, weights[slot].itemsize)
     else:
         right = staged("B", N, product.extents, tile.columns, tile.columns, operands[1])
-    w.line(f"__local float A[{tile.depth * (tile.rows + PAD)}] {ALIGNED};")
-    w.line(f"__local float B[{tile.depth * tile.columns}] {ALIGNED};")
+    if target.half and target.device.fp16:
+        a = a if job.per_row else _as_halves(a, job.arguments.storages)  # where statistics are found in the array first
+        right = _as_halves(right, job.arguments.storages)
+    w.line(f"__local {a.kind} A[{tile.depth * (tile.rows + PAD)}] {ALIGNED};")
+    w.line(f"__local {right.kind} B[{tile.depth * tile.columns}] {ALIGNED};")
     _corner(w, tile.rows, tile.columns)
     declare_team(w, tile)
     across = power_of_two(min(tile.depth, tile.items))
@@ -155,13 +164,13 @@ def _tile(
         w.line(f"__local float4 parts[{parts_size(tile)}];")
         add_slices(w, tile)
         w.line("if (slice > 0) return;")
-    finish(w, tile, product.extents, job.name, job.tail, job.context, job.memory, job.place)
-    bodies = [body for _, body in job.tail]
-    lane = epilogue_lane(product.extents, bodies, job.place, tile.height)
+    finish(w, tile, product.extents, job.name, job.tail, job.context, job.destinations)
+    written = [(to.tensor, to.place) for to in job.destinations]
+    lane = epilogue_lane(product.extents, job.bodies, job.destinations, tile.height)
     job.arguments.sweeps += of_statistics(tile, product.extents, told, across, job.arguments.storages)
     job.arguments.sweeps += of_tile(
-        tile, product.extents, (a, right), packed_b, bodies, lane, job.place, job.arguments.storages,
-        job.arguments.written, phase=len(told),
+        tile, product.extents, (a, right), packed_b, job.bodies, lane, written, job.arguments.storages,
+        phase=len(told),
     )  # fmt: skip
     note = f"tile {tile.rows}x{tile.columns}x{tile.depth}, {tile.height}x{tile.width} per work-item"
     note += f", {tile.slices} slices" if tile.slices > 1 else ""
@@ -192,7 +201,7 @@ def _matrix_tile(
         w, tile.rows, tile.items, statistics.Parts(across, lambda row, part: f"C[{row} * {across} + {part}]")
     )
     matrix.accumulate(w, tile, a, right, job.context, product.extents[K])
-    finish_parts(w, tile, product.extents, job.name, job.tail, job.context, job.memory, job.place)
+    finish_parts(w, tile, product.extents, job.name, job.tail, job.context, job.destinations)
     return (
         f"tile {tile.rows}x{tile.columns}x{tile.depth} on matrix units, {tile.stages} stages",
         tile.items,
@@ -221,6 +230,18 @@ def packed_operand(weight: Array, pointer: str, tile: Tile, bounds: Bounds | Non
     return Staged("B", N, width, tile.columns, tile.columns, None, N, None, load)
 
 
+def _as_halves(operand: Staged, storages: Storages) -> Staged:
+    """The operand, staged as the halves that memory holds, if it is nothing but loads of such."""
+    nodes = [] if operand.body is None else list(walk(operand.body))
+    exact = all(
+        isinstance(node, Choose)
+        or is_zero(node)
+        or (isinstance(node, Load) and node.tensor in storages and storages[node.tensor].stored == np.float16)
+        for node in nodes
+    )
+    return replace(operand, kind="half") if exact else operand
+
+
 def declare_team(w: Writer, tile: Tile) -> None:
     """``my_m``, ``my_n``: the first row and column of this work-item in the tile; ``slice``: its team."""
     across = tile.columns // tile.width
@@ -232,14 +253,14 @@ def declare_team(w: Writer, tile: Tile) -> None:
 
 def accumulate(w: Writer, tile: Tile, a: Staged, b: Staged, context: DeviceContext, depth: int) -> None:
     """``sum`` = the product of the tile, over all of k."""
-    left, right = FloatStager(w, a, tile, depth, context), FloatStager(w, b, tile, depth, context)
+    left, right = PlainStager(w, a, tile, depth, context), PlainStager(w, b, tile, depth, context)
     w.line(f"float4 sum[{tile.height}][{tile.width // LANES}];")
     w.line("#pragma unroll")
     with w.loop("i", tile.height):
         w.line("#pragma unroll")
         with w.loop("j", tile.width // LANES):
             w.line("sum[i][j] = (float4)(0.0f);")
-    pipelined(w, (left, right), depth, tile.depth, lambda: multiply(w, tile, a.stride, b.stride))
+    pipelined(w, (left, right), depth, tile.depth, lambda: multiply(w, tile, a, b))
 
 
 def parts_size(tile: Tile) -> int:
@@ -268,32 +289,35 @@ def _each(w: Writer, tile: Tile, text: str) -> None:
             w.line(text)
 
 
-def epilogue_lane(extents: tuple[int, ...], bodies: list[Expr], place: tuple[Lin, ...], height: int) -> Lane | None:
+def epilogue_lane(
+    extents: tuple[int, ...], bodies: list[Expr], destinations: tuple[Destination, ...], height: int
+) -> Lane | None:
     """Along which axis results are finished and stored four at a time: columns, rows, or none."""
     accesses = [node for body in bodies for node in walk(body) if isinstance(node, Load) and node.index]
     guards = [node.guards for body in bodies for node in walk(body) if isinstance(node, Choose)]
     best: tuple[float, Lane] | None = None
+    places = [to.place for to in destinations]
     for axis in (N, M):
         lane = Lane(axis, extents[axis], LANES)
         if lane.extent % LANES or (axis == M and height % LANES):
             continue
-        stores = ease(place, lane)
-        if (len(place) == 3 and stores < 1) or not all(lane_free(g, lane) for g in guards):
+        stores = ease_of_stores(places, lane)
+        if stores is None or not all(lane_free(g, lane) for g in guards):
             continue
         score = 3 * stores + sum(ease(x.index, lane) for x in accesses if len(x.index) > 0)
         if best is None or score > best[0]:
             best = (score, lane)
-    if best is None and len(place) == 3:
+    if best is None and any(len(place) == 3 for place in places):
         raise CompilerError("a texture is stored to along an axis that no tile has; please report this")
     return best[1] if best else None
 
 
 def finish(
     w: Writer, tile: Tile, extents: tuple[int, ...], name: str, tail: list[tuple[Stage, Expr]],
-    context: DeviceContext, memory: MemoryAccess, place: tuple[Lin, ...],
+    context: DeviceContext, destinations: tuple[Destination, ...],
 ) -> None:  # fmt: skip
     """The stages behind the contraction on the accumulators, and the store."""
-    lane = epilogue_lane(extents, [body for _, body in tail], place, tile.height)
+    lane = epilogue_lane(extents, [body for _, body in tail], destinations, tile.height)
     row_step, column_step = tile.rows * LANES // tile.height, tile.columns * LANES // tile.width
     m_of, n_of = f"m0 + my_m + i / {LANES} * {row_step} + i % {LANES}", f"n0 + my_n + j * {column_step}"
     w.line("#pragma unroll")
@@ -301,7 +325,7 @@ def finish(
         w.line("#pragma unroll")
         with w.loop("j", tile.width // LANES):
             if lane is not None and lane.axis == N:
-                _finish_one(w, extents, name, tail, context, memory, place, lane, m_of, n_of, Value("sum[i][j]", True))
+                _finish_one(w, extents, name, tail, context, destinations, lane, m_of, n_of, Value("sum[i][j]", True))
             else:
                 w.line("#pragma unroll")
                 with w.loop("c", LANES):
@@ -310,15 +334,15 @@ def finish(
                     else:
                         parts = ", ".join(f"sm_get(sum[i + {r}][j], c)" for r in range(LANES))
                         value = Value(f"(float4)({parts})", True)
-                    _finish_one(w, extents, name, tail, context, memory, place, lane, m_of, f"{n_of} + c", value)
+                    _finish_one(w, extents, name, tail, context, destinations, lane, m_of, f"{n_of} + c", value)
 
 
 def finish_parts(
     w: Writer, tile: matrix.MatrixTile, extents: tuple[int, ...], name: str, tail: list[tuple[Stage, Expr]],
-    context: DeviceContext, memory: MemoryAccess, place: tuple[Lin, ...],
+    context: DeviceContext, destinations: tuple[Destination, ...],
 ) -> None:  # fmt: skip
     """The stages behind a contraction on matrix units, part by part through local memory, and the store."""
-    lane = epilogue_lane(extents, [body for _, body in tail], place, tile.rows)
+    lane = epilogue_lane(extents, [body for _, body in tail], destinations, tile.rows)
     stride = tile.part_stride
     down, across = (LANES if lane and lane.axis == axis else 1 for axis in (M, N))
     per = tile.columns // across
@@ -339,12 +363,12 @@ def finish_parts(
             else:
                 value = Value(f"C[y * {stride} + x]")
             row = f"m0 + {matrix.part_row(tile, 'y')}"
-            _finish_one(w, extents, name, tail, context, memory, place, lane, row, "n0 + x", value)
+            _finish_one(w, extents, name, tail, context, destinations, lane, row, "n0 + x", value)
 
 
 def _finish_one(
     w: Writer, extents: tuple[int, ...], name: str, tail: list[tuple[Stage, Expr]], context: DeviceContext,
-    memory: MemoryAccess, place: tuple[Lin, ...], lane: Lane | None, m_of: str, n_of: str, value: Value,
+    destinations: tuple[Destination, ...], lane: Lane | None, m_of: str, n_of: str, value: Value,
 ) -> None:  # fmt: skip
     w.line(f"const int m = {m_of}, n = {n_of};")
     with w.block(f"if (m < {extents[M]} && n < {extents[N]})"):
@@ -358,4 +382,4 @@ def _finish_one(
         for stage, body in tail:
             result = values[stage.name] = emitter.value(body)
             dtype = stage.dtype
-        store(w, inner, memory, place, result, emitter, dtype)
+        store(w, inner, destinations, result, emitter, dtype)

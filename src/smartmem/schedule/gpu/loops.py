@@ -7,6 +7,7 @@ work-item computes four at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from smartmem.codegen.c_expr import Lane, lane_free, vectorizable
@@ -33,14 +34,14 @@ class Nest:
         space: number of space loops.
         bodies: of the stages; loads carry places.
         reduces: the reduce loops of each stage.
-        store: place of the output.
+        stores: places of the output, and of its copies.
     """
 
     extents: tuple[int, ...]
     space: int
     bodies: list[Expr]
     reduces: list[tuple[int, ...]]
-    store: tuple[Lin, ...]
+    stores: tuple[tuple[Lin, ...], ...]
 
 
 def build(kernel: Kernel, storages: Storages) -> Nest:
@@ -56,15 +57,16 @@ def build(kernel: Kernel, storages: Storages) -> Nest:
         extents += stage.reduce
         owner += [number] * len(stage.reduce)
     address = storages[kernel.tensor].at(kernel.store_coords())
-    store = storages[kernel.tensor].access(kernel.store_coords())
-    old = list(dict.fromkeys([address, *store, *(v for body in bodies for v in index_values(body))]))
+    stores = [storages[name].access(kernel.store_coords()) for name in kernel.written]
+    stored = [part for store in stores for part in store]
+    old = list(dict.fromkeys([address, *stored, *(v for body in bodies for v in index_values(body))]))
     refined = refine(extents, old)
     refined = replace(refined, lins=tuple(substitute(v, refined.axes, extents) for v in old))
     strides = {d.axis: s for s, d in refined.lins[0].terms if isinstance(d.axis, int)}
     reducing = [a for a, o in enumerate(refined.origin) if o >= rank]
     order = sorted((a for a, o in enumerate(refined.origin) if o < rank), key=lambda a: (-abs(strides.get(a, 0)), a))
     # the linear address only orders the loops: a texture's rows and columns need not be one number
-    kept = [v for v in old if v in store or any(v in index_values(b) for b in bodies)]
+    kept = [v for v in old if v in stored or any(v in index_values(b) for b in bodies)]
     position = {v: k for k, v in enumerate(old)}
     merged = merge(refined.extents, order + reducing, [refined.lins[position[v]] for v in kept], keep=reducing)
     change = dict(zip(kept, merged.lins, strict=True))
@@ -73,7 +75,8 @@ def build(kernel: Kernel, storages: Storages) -> Nest:
         tuple(space + k for k, axis in enumerate(reducing) if owner[refined.origin[axis]] == number)
         for number in range(len(kernel.stages))
     ]
-    return Nest(merged.extents, space, [map_lins(b, change) for b in bodies], loops, tuple(change[v] for v in store))
+    changed = tuple(tuple(change[v] for v in store) for store in stores)
+    return Nest(merged.extents, space, [map_lins(b, change) for b in bodies], loops, changed)
 
 
 def choose_lane(nest: Nest, kernel: Kernel) -> Lane | None:
@@ -93,14 +96,14 @@ def choose_lane(nest: Nest, kernel: Kernel) -> Lane | None:
         lane = Lane(axis, nest.extents[axis], LANES)
         if lane.extent % LANES:
             continue
-        stores = ease(nest.store, lane)
-        if len(nest.store) == 3 and stores < 1:
+        stores = ease_of_stores(nest.stores, lane)
+        if stores is None:
             continue
         score = 2 * stores + sum(ease(n.index, lane) for n in accesses)
         score *= 1 if all(lane_free(g, lane) for g in guards) else 0.5
         if best is None or score > best[0]:
             best = (score, lane)
-    if best is None or (len(nest.store) == 1 and best[0] < 0.5 * (2 + len(accesses))):
+    if best is None or (all(len(store) == 1 for store in nest.stores) and best[0] < 0.5 * (2 + len(accesses))):
         return None
     return best[1]
 
@@ -114,6 +117,12 @@ def ease(place: tuple[Lin, ...], lane: Lane) -> float:
         return 1.0 if steps[0] == 1 else 0.2
     row, column, within = steps
     return 1.0 if row == 0 and column == 0 and within == 1 else 0.1
+
+
+def ease_of_stores(places: Iterable[tuple[Lin, ...]], lane: Lane) -> float | None:
+    """How well stores suit a lane, None if a texture among them is not stored to in whole texels."""
+    found = [(ease(place, lane), len(place) == 3) for place in places]
+    return None if any(texture and suits < 1 for suits, texture in found) else sum(suits for suits, _ in found)
 
 
 def row_lane(body: Expr, columns: int) -> Lane | None:

@@ -13,7 +13,7 @@ the parts up.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,13 +25,13 @@ from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter, cl_guards
 from smartmem.codegen.cl_memory import CL_TYPES, LinearBuffer, MemoryAccess, shifted
 from smartmem.codegen.writer import Writer
-from smartmem.index.lin import Lin
 from smartmem.kernel.expr import Choose, DType, Expr, is_zero
 from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES, SMALL_CONSTANT, DeviceStorage
 from smartmem.layout.storage import dense
 from smartmem.schedule.gpu.code import (
     Arguments,
+    Destination,
     DeviceCode,
     DeviceTarget,
     Storages,
@@ -84,9 +84,8 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     groups = -(-items // columns)
     family = "fallback" if lane is None else "pointwise" if not any(nest.reduces) else "window"
     family = "reduction" if share > 1 else family
-    output = storages[kernel.tensor]
     vector = kernel.output.dtype == np.float32
-    sweeps = of_nest(nest, lane, share, columns, groups, storages, kernel.local(), output, vector)
+    sweeps = of_nest(nest, lane, share, columns, groups, storages, kernel.local(), kernel.written, vector)
     local = columns * share
     return DeviceCode(
         writer.text(), arguments.parameters, arguments.slots, (groups * local,), (local,), weights, family,
@@ -140,8 +139,11 @@ class _Emit:
                 values[stage.name] = self._reduction(stage.combine, body, stage.dtype, reduces, context)
         if self.share > 1:
             w.line(f"if (part != 0 || (int)get_group_id(0) * {self.columns} + self >= {self.items}) return;")
-        store(w, context, self.memories[self.kernel.tensor], self.nest.store, values[self.kernel.output.name],
-              emitter, self.kernel.output.dtype)  # fmt: skip
+        destinations = tuple(
+            Destination(name, self.memories[name], place)
+            for name, place in zip(self.kernel.written, self.nest.stores, strict=True)
+        )
+        store(w, context, destinations, values[self.kernel.output.name], emitter, self.kernel.output.dtype)
 
     def _coordinates(self) -> None:
         """Loop variables from the number of the work-item, the last loop fastest."""
@@ -260,19 +262,21 @@ def reader(values: dict[str, Value], name: str) -> LocalReader:
 
 
 def store(
-    writer: Writer, context: DeviceContext, memory: MemoryAccess, place: tuple[Lin, ...], value: Value,
-    emitter: DeviceEmitter, dtype: DType,
+    writer: Writer, context: DeviceContext, destinations: Sequence[Destination], value: Value, emitter: DeviceEmitter,
+    dtype: DType,
 ) -> None:  # fmt: skip
-    """Stores a value, or four of them along the lane."""
+    """Stores a value, or four of them along the lane, in every destination."""
     lane, axes = context.lane, context.axes
-    if lane is None:
-        writer.line(memory.store(place, axes, value.text))
-        return
-    text = emitter.as_vector(value, dtype)
-    whole = memory.store_vector(place, axes, lane, text) if dtype == np.float32 else None
-    if whole is not None:
-        writer.line(whole)
-        return
-    for k in range(lane.width):
-        part = f"{text}.{'xyzw'[k]}"
-        writer.line(memory.store(place, shifted(axes, lane, k), f"({part} & 1)" if dtype == np.bool_ else part))
+    for to in destinations:
+        if lane is None:
+            writer.line(to.memory.store(to.place, axes, value.text))
+            continue
+        text = emitter.as_vector(value, dtype)
+        whole = to.memory.store_vector(to.place, axes, lane, text) if dtype == np.float32 else None
+        if whole is not None:
+            writer.line(whole)
+            continue
+        for k in range(lane.width):
+            part = f"{text}.{'xyzw'[k]}"
+            part = f"({part} & 1)" if dtype == np.bool_ else part
+            writer.line(to.memory.store(to.place, shifted(axes, lane, k), part))

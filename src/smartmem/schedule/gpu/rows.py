@@ -17,9 +17,8 @@ import numpy as np
 from smartmem.codegen.c_expr import Lane, Value, lane_free
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
-from smartmem.codegen.cl_memory import MemoryAccess, step_along
+from smartmem.codegen.cl_memory import step_along
 from smartmem.codegen.writer import Writer
-from smartmem.index.lin import Lin
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, Expr, Load, walk
 from smartmem.kernel.stage import Kernel, Stage, without
@@ -27,10 +26,12 @@ from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, Flat, M, N, flatten
 from smartmem.schedule.gpu.code import (
     Arguments,
+    Destination,
     DeviceCode,
     DeviceTarget,
     Storages,
     context_of,
+    destinations_of,
     memories_of,
     new_writer,
     placed,
@@ -63,8 +64,8 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
     bodies = [placed(flat.body, storages, local) for flat in flats]
     last = flats[-1]
     coords = tuple(substitute(c, last.space, kernel.output.shape) for c in kernel.store_coords())
-    place = storages[kernel.tensor].access(coords)
-    vector = _vector(flats, bodies, place, rows, local)
+    destinations = destinations_of(kernel, coords, memories, storages)
+    vector = _vector(flats, bodies, destinations)
     group = power_of_two(min(GROUP if width < 2048 else 256, target.device.max_work_group))
     across = min(group, power_of_two(max(1, width // (LANES if vector else 1))))
     if across * 2 <= min(group, width // (LANES if vector else 1)):
@@ -90,28 +91,28 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
         elif flat is not last:
             values[stage.name] = DeviceEmitter(w, context).value(body)
         else:
-            _output(w, emit, flat, body, context, memories[kernel.tensor], place, len(stage.shape) == rows)
+            _output(w, emit, flat, body, context, destinations, len(stage.shape) == rows)
     if last.stage.reduce:
         with w.block(f"if (l == 0 && row < {height})"):
             context = context_of(Axes({B: "b", M: "m", N: "0"}, (1, height, 1)), memories, storages)
             scalar = DeviceEmitter(w, context)
-            store(w, context, memories[kernel.tensor], place, values[last.name], scalar, last.stage.dtype)
+            store(w, context, destinations, values[last.name], scalar, last.stage.dtype)
     groups = -(-height // down)
     told = [(body, flat.columns, bool(flat.stage.reduce)) for flat, body in zip(flats, bodies, strict=True)]
     teams = RowTeams(across, down, by_rows, vector, groups)
-    sweeps = of_rows(teams, height, told, storages, local, storages[kernel.tensor], place)
+    sweeps = of_rows(teams, height, told, storages, local, [(to.tensor, to.place) for to in destinations])
     return DeviceCode(
         w.text(), arguments.parameters, arguments.slots, (groups * group,), (group,), family="row reduction",
         sweeps=sweeps, checks=arguments.checks,
     )  # fmt: skip
 
 
-def _vector(flats: list[Flat], bodies: list[Expr], place: tuple[Lin, ...], rows: int, local: set[str]) -> bool:
+def _vector(flats: list[Flat], bodies: list[Expr], destinations: tuple[Destination, ...]) -> bool:
     """Whether columns are taken four at a time."""
     wide = [(f, b) for f, b in zip(flats, bodies, strict=True) if f.columns > 1]
     if not wide or any(f.columns % LANES for f, _ in wide):
         return False
-    if len(place) == 3:
+    if any(len(to.place) == 3 for to in destinations):
         return True  # a texture is stored to in whole texels
     good, total = 0.0, 0
     for flat, body in wide:
@@ -174,16 +175,16 @@ class _Rows:
 
 
 def _output(
-    w: Writer, emit: _Rows, flat: Flat, body: Expr, context: DeviceContext, memory: MemoryAccess,
-    place: tuple[Lin, ...], single: bool,
+    w: Writer, emit: _Rows, flat: Flat, body: Expr, context: DeviceContext, destinations: tuple[Destination, ...],
+    single: bool,
 ) -> None:  # fmt: skip
     """The columns of the last stage, or its one value per row."""
     with w.block(f"if (row < {emit.height}{' && l == 0' if single else ''})"):
         if single:
             emitter = DeviceEmitter(w, context)
-            store(w, context, memory, place, emitter.value(body), emitter, flat.stage.dtype)
+            store(w, context, destinations, emitter.value(body), emitter, flat.stage.dtype)
             return
         inner = replace(context, lane=Lane(N, flat.columns, LANES) if emit.vector else None)
         with emit.loop(flat.columns):
             emitter = DeviceEmitter(w, inner)
-            store(w, inner, memory, place, emitter.value(body), emitter, flat.stage.dtype)
+            store(w, inner, destinations, emitter.value(body), emitter, flat.stage.dtype)

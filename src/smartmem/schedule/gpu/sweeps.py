@@ -7,13 +7,13 @@ change of how work-items share the work there is a change here; `tests/counters`
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from smartmem.codegen.c_expr import Lane
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.expr import Expr
-from smartmem.layout.memory import LANES, DeviceStorage
+from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, K, M, N
 from smartmem.schedule.gpu.code import Storages
 from smartmem.schedule.gpu.loops import Nest
@@ -39,7 +39,7 @@ LOAD = K + 1  # the number of a staged load, as one more loop axis
 
 def of_nest(
     nest: Nest, lane: Lane | None, share: int, columns: int, groups: int, storages: Storages, local: Collection[str],
-    output: DeviceStorage, vector: bool,
+    written: Sequence[str], vector: bool,
 ) -> list[Sweep]:  # fmt: skip
     """A nest: one output (or four along the lane) per work-item, or per `share` items of a group."""
     member = position(ITEM, columns * share)
@@ -69,10 +69,17 @@ def of_nest(
         extents = {axis: nest.extents[axis] for axis in loops}
         sweep = Sweep(loops, extents, tuple(loads), columns * share, turns, phase=len(sweeps), number=number)
         sweeps.append(sweep)
-    stored = access_of(output, nest.store, lane, vector, written=True)
+    stored = _stores(zip(written, nest.stores, strict=True), storages, lane, vector)
     extents = {axis: nest.extents[axis] for axis in space}
-    sweeps.append(Sweep(axes(item), extents, (stored,), columns, phase=len(sweeps)))
+    sweeps.append(Sweep(axes(item), extents, stored, columns, phase=len(sweeps)))
     return [s for s in sweeps if s.accesses]
+
+
+def _stores(
+    written: Iterable[tuple[str, tuple[Lin, ...]]], storages: Storages, lane: Lane | None, vector: bool = True
+) -> tuple[Access, ...]:
+    """The stores to tensors at places; those in local memory are not told."""
+    return tuple(access_of(storages[name], place, lane, vector, written=True) for name, place in written if name)
 
 
 @dataclass(frozen=True)
@@ -97,9 +104,10 @@ class RowTeams:
 
 def of_rows(
     teams: RowTeams, height: int, bodies: Sequence[tuple[Expr, int, bool]], storages: Storages, local: Collection[str],
-    output: DeviceStorage, place: tuple[Lin, ...],
+    written: Sequence[tuple[str, tuple[Lin, ...]]],
 ) -> list[Sweep]:  # fmt: skip
-    """Row reductions: `bodies` are (body with places, columns, whether it is reduced), the last one is stored."""
+    """Row reductions: `bodies` are (body with places, columns, whether it is reduced), the last one is stored at the
+    places of the `written` tensors."""
     row, within = teams.coordinates(height)
     items = teams.across * teams.down
     sweeps: list[Sweep] = []
@@ -112,15 +120,16 @@ def of_rows(
         extents, limits = {B: 1, M: height, N: columns}, {M: height - 1}
         accesses = loads_of([body], storages, local, lane)
         if not reduced and at == len(bodies) - 1:  # rows past the end store nothing
-            accesses.append(access_of(output, place, lane, True, written=True))
+            accesses += _stores(written, storages, lane)
             limits = {}
         elif not reduced:  # one value per row, computed by all of its items
             loops[N] = Lin()
         sweeps.append(Sweep(loops, extents, tuple(accesses), items, turns, limits=limits, phase=at))
     if bodies[-1][2]:
-        stored = access_of(output, place, None, False, written=True)
         only_first = {B: Lin(), M: row, N: within}
-        sweeps.append(Sweep(only_first, {B: 1, M: height, N: 1}, (stored,), items, phase=len(bodies)))
+        sweeps.append(
+            Sweep(only_first, {B: 1, M: height, N: 1}, _stores(written, storages, None), items, phase=len(bodies))
+        )
     return [s for s in sweeps if s.accesses]
 
 
@@ -196,14 +205,14 @@ def packed(slot: str, shape: tuple[int, ...], itemsize: int) -> Access:
 
 def of_tile(
     tile: Tile, extents: tuple[int, ...], operands: tuple[Staged, Staged], packed_b: Access | None,
-    bodies: Sequence[Expr], lane: Lane | None, place: tuple[Lin, ...] | None, storages: Storages, written: str,
+    bodies: Sequence[Expr], lane: Lane | None, written: Sequence[tuple[str, tuple[Lin, ...]]], storages: Storages,
     local: Collection[str] = (), turns: int = 1, phase: int = 0,
 ) -> list[Sweep]:  # fmt: skip
-    """A product and what follows it: `bodies` along `lane`, stored at `place` of `written` (None: in local memory).
+    """A product and what follows it: `bodies` along `lane`, stored at places of `written` ("" is local memory).
 
     `packed_b` is the load of a packed operand B. A group takes `turns` column tiles, one after the other.
     """
-    stored = None if place is None else access_of(storages[written], place, lane, True, written=True)
+    stored = _stores(written, storages, lane)
     product = of_product(tile, extents, *operands, packed_b, storages, local, turns, phase)
     return product + of_epilogue(tile, extents, bodies, lane, stored, storages, local, turns, phase + 1)
 
@@ -249,13 +258,11 @@ def of_product(
 
 
 def of_epilogue(
-    tile: Tile, extents: tuple[int, ...], bodies: Sequence[Expr], lane: Lane | None, stored: Access | None,
+    tile: Tile, extents: tuple[int, ...], bodies: Sequence[Expr], lane: Lane | None, stored: Sequence[Access],
     storages: Storages, local: Collection[str], turns: int, phase: int,
 ) -> list[Sweep]:  # fmt: skip
-    """What follows a product on its accumulators, and the store (None: into local memory)."""
-    accesses = loads_of(bodies, storages, local, lane)
-    if stored is not None:
-        accesses.append(stored)
+    """What follows a product on its accumulators, and the stores to memory."""
+    accesses = [*loads_of(bodies, storages, local, lane), *stored]
     if not accesses:
         return []
     down = LANES if lane and lane.axis == M else 1

@@ -97,6 +97,8 @@ class Staged:
         along: the axis of vector loads (K or the free one), None for single values.
         fast: the axis along which neighbouring work-items load.
         body: the operand, with places; packed: text of a vector load from packed weights instead.
+        kind: of its values in local memory: "float", or "half" for what memory holds as halves and nothing computes
+            with; that loses nothing.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Staged:
     fast: int
     body: Expr | None
     packed: Callable[[str, str], str] | None = None
+    kind: str = "float"
 
 
 def staged(name: str, axis: int, extents: tuple[int, ...], size: int, stride: int, body: Expr) -> Staged:
@@ -184,22 +187,28 @@ class Stager(ABC):
         w.line(f"const int {name} = {f'min({first}, {last})' if o.extent % o.size else first};")
         tail = self.depth % self.block != 0
         if tail:
-            w.line(f"{target} = 0.0f;")
+            zero = "(half4)(0.0f)" if self.kind == "half4" else "0.0f"  # vectors of halves are not made of a float
+            w.line(f"{target} = {zero};")
         with w.block(f"if (k < {self.depth})") if tail else nullcontext():
             assert o.body is not None
             lane = None if o.along is None else Lane(o.along, self.context.axes.extents[o.along], LANES)
             emitter = DeviceEmitter(w, replace(self.context, lane=lane))
             value = emitter.value(o.body)
-            w.line(f"{target} = {emitter.as_vector(value, o.body.dtype)};")
+            w.line(f"{target} = {_converted(emitter.as_vector(value, o.body.dtype), self.kind)};")
 
 
-class FloatStager(Stager):
-    """Floats as ``[k][x]``, for the ordinary units."""
+def _converted(text: str, kind: str) -> str:
+    """A float or float4 as a `kind`: compilers join the conversion with that of the load."""
+    return f"convert_{kind}({text})" if kind.startswith("half") else text
+
+
+class PlainStager(Stager):
+    """Floats or halves as ``[k][x]``, for the ordinary units."""
 
     def __init__(self, w: Writer, operand: Staged, tile: Tile, depth: int, context: DeviceContext) -> None:
         self.operand = operand
         self.vector = operand.along is not None or operand.packed is not None
-        step, kind = (LANES, "float4") if self.vector else (1, "float")
+        step, kind = (LANES, f"{operand.kind}4") if self.vector else (1, operand.kind)
         super().__init__(w, operand.name, tile.items, operand.size, tile.depth, depth, step, kind, context)
 
     def _positions(self) -> None:
@@ -221,14 +230,15 @@ class FloatStager(Stager):
             return
         text = o.packed("k", f"{'mn'[o.axis - 1]}0 + at_x")
         tail = self.depth % self.block != 0
-        w.line(f"{self.register}[u] = {f'k < {self.depth} ? {text} : (float4)(0.0f)' if tail else text};")
+        text = f"k < {self.depth} ? {text} : (float4)(0.0f)" if tail else text
+        w.line(f"{self.register}[u] = {_converted(text, self.kind)};")
 
     def _store(self) -> None:
         w, o = self.w, self.operand
         if not self.vector:
             w.line(f"{o.name}[at_k * {o.stride} + at_x] = {self.register}[u];")
         elif o.packed is not None or o.along == o.axis:
-            w.line(f"*(__local float4 *)({o.name} + at_k * {o.stride} + at_x) = {self.register}[u];")
+            w.line(f"*(__local {self.kind} *)({o.name} + at_k * {o.stride} + at_x) = {self.register}[u];")
         else:
             for k in range(LANES):
                 w.line(f"{o.name}[(at_k + {k}) * {o.stride} + at_x] = {self.register}[u].{'xyzw'[k]};")
@@ -252,18 +262,24 @@ def pipelined(w: Writer, stagers: Sequence[Stager], depth: int, block: int, comp
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
 
 
-def multiply(w: Writer, tile: Tile, a_stride: int, b_stride: int, a: str = "A", b: str = "B") -> None:
-    """One staged block into the accumulators ``sum[height][width / 4]``."""
+def multiply(w: Writer, tile: Tile, a: Staged, b: Staged) -> None:
+    """One staged block into the accumulators ``sum[height][width / 4]``, which are floats, as are the products."""
     share = tile.depth // tile.slices
     w.line("#pragma unroll")
     with w.loop("step", share):
         w.line(f"const int k = {f'slice * {share} + step' if tile.slices > 1 else 'step'};")
         for i in range(tile.height // LANES):
-            where = f"{a} + k * {a_stride} + my_m" + (f" + {i * tile.rows * LANES // tile.height}" if i else "")
-            w.line(f"const float4 a{i} = *(const __local float4 *)({where});")
+            where = f"{a.name} + k * {a.stride} + my_m" + (f" + {i * tile.rows * LANES // tile.height}" if i else "")
+            w.line(f"const float4 a{i} = {_read(where, a.kind)};")
         for j in range(tile.width // LANES):
-            where = f"{b} + k * {b_stride} + my_n" + (f" + {j * tile.columns * LANES // tile.width}" if j else "")
-            w.line(f"const float4 b{j} = *(const __local float4 *)({where});")
+            where = f"{b.name} + k * {b.stride} + my_n" + (f" + {j * tile.columns * LANES // tile.width}" if j else "")
+            w.line(f"const float4 b{j} = {_read(where, b.kind)};")
         for i in range(tile.height):
             for j in range(tile.width // LANES):
                 w.line(f"sum[{i}][{j}] += a{i // LANES}.{'xyzw'[i % LANES]} * b{j};")
+
+
+def _read(where: str, kind: str) -> str:
+    """Four values of local memory as floats."""
+    text = f"*(const __local {kind}4 *)({where})"
+    return f"convert_float4({text})" if kind == "half" else text
