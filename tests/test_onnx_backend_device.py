@@ -49,4 +49,4 @@ def test_node_tests(device: Device, tmp_path: Path, request: pytest.FixtureReque
     outcome = run(tests, runner(device, Cache(tmp_path)))
     compare(outcome, (listed(CPU_LIST) ^ listed(LIST)) & names, LIST.name)
     assert len(outcome.failures) <= (1 - PASSING) * len(tests)
-    assert outcome.host <= 0.25 * len(tests)
+    assert outcome.host <= 0.3 * len(tests)  # an operator that only the host has counts as much as any other
