@@ -1,6 +1,6 @@
 /* t6 */
 __kernel __attribute__((reqd_work_group_size(128, 1, 1)))
-void contraction_b9b62ad198(__global float *p0, __read_only image2d_t image1, __global const half *p2) {
+void contraction_d262011d9b(__global float *p0, __read_only image2d_t image1, __global const half *p2) {
     __local half A[1088] __attribute__((aligned(16)));
     __local half B[512] __attribute__((aligned(16)));
     const int item = get_local_id(0);
@@ -31,7 +31,7 @@ void contraction_b9b62ad198(__global float *p0, __read_only image2d_t image1, __
         const int load = item + u * 128;
         const int at_x = (load % 8) * 4, at_k = (load / 8) * 1;
         const int k = 0 + at_k;
-        next_B[u] = convert_half4(vloada_half4(0, p2 + k * 300 + min(n0 + at_x, 296)));
+        next_B[u] = convert_half4(sm_load_half4(p2 + k * 300 + min(n0 + at_x, 296)));
     }
     for (int k0 = 0; k0 < 16; k0 += 16) /* reduces */ {
         #pragma unroll
@@ -77,7 +77,7 @@ void contraction_b9b62ad198(__global float *p0, __read_only image2d_t image1, __
 
 /* t4 */
 __kernel __attribute__((reqd_work_group_size(128, 1, 1)))
-void contraction_d3ce9a91ea(__write_only image2d_t image0, __global const float *p1, __global const half *p2) {
+void contraction_085e509101(__write_only image2d_t image0, __global const float *p1, __global const half *p2) {
     __local float A[1088] __attribute__((aligned(16)));
     __local half B[512] __attribute__((aligned(16)));
     const int item = get_local_id(0);
@@ -111,7 +111,7 @@ void contraction_d3ce9a91ea(__write_only image2d_t image0, __global const float 
         const int load = item + u * 128;
         const int at_x = (load % 8) * 4, at_k = (load / 8) * 1;
         const int k = 0 + at_k;
-        next_B[u] = convert_half4(k < 6 ? vloada_half4(0, p2 + k * 16 + min(n0 + at_x, 12)) : (float4)(0.0f));
+        next_B[u] = convert_half4(k < 6 ? sm_load_half4(p2 + k * 16 + min(n0 + at_x, 12)) : (float4)(0.0f));
     }
     for (int k0 = 0; k0 < 6; k0 += 16) /* reduces */ {
         #pragma unroll
