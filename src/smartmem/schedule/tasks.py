@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 
 from smartmem.kernel.expr import cost
+from smartmem.kernel.stage import Stage
 from smartmem.schedule.operand_b import is_dynamic
 from smartmem.schedule.pipeline import Pipeline
 from smartmem.schedule.tiling import tile_columns
 
 TASKS = 16  # tasks wanted at least: a few per thread
+FEWEST = 8  # tasks wanted at least where more would compute much of the same again
+AGAIN = 1 / 32  # part of a task that may be local stages that other tasks compute, too
 TASK_WORK = 1 << 17  # operations that are worth a task of their own
 
 
@@ -57,6 +60,8 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         return Task(ranges, entries, chunks, chunk, columns, span)
     if len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic:
         missing = _missing(chunks * batches, wanted)
+        if missing * chunks * batches > FEWEST and missing * _local_share(pipeline) > AGAIN:
+            missing = _missing(chunks * batches, FEWEST)
         panel = tile_columns(pipeline.target, width)
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
@@ -87,9 +92,17 @@ def is_contraction_last(pipeline: Pipeline) -> bool:
     return pipeline.regions[-1].contraction is not None
 
 
+def _local_share(pipeline: Pipeline) -> float:
+    """Operations of the stages before the last contraction, as a part of all."""
+    last = pipeline.regions[-1]
+    epilogue = sum(_stage_work(pipeline, s) for s in last.stages)
+    assert last.contraction is not None
+    return 1 - (_stage_work(pipeline, last.contraction) + epilogue) / _work(pipeline)
+
+
 def _work(pipeline: Pipeline) -> int:
-    total = 0
-    for stage in pipeline.stages:
-        per = 1 if pipeline.is_contraction(stage) else 2 + cost(stage.body)
-        total += math.prod(stage.domain) * per
-    return total
+    return sum(_stage_work(pipeline, stage) for stage in pipeline.stages)
+
+
+def _stage_work(pipeline: Pipeline, stage: Stage) -> int:
+    return math.prod(stage.domain) * (1 if pipeline.is_contraction(stage) else 2 + cost(stage.body))
