@@ -223,11 +223,15 @@ def _is_epilogue(pipeline: Pipeline, number: int) -> bool:
     marks = [k for k, s in enumerate(stages) if pipeline.is_contraction(s)]
     start = max(k for k in marks if k < number)
     end = min((k for k in marks if k > number), default=len(stages))
-    own = {s.name for s in stages[start:end]}
-    space = stages[start].space()
+    return all_pointwise(stages[start], stages[start + 1 : end])
+
+
+def all_pointwise(product: Stage, following: list[Stage]) -> bool:
+    """Whether stages after a contraction compute each element from the contraction's element at the same place."""
+    own, space = {s.name for s in (product, *following)}, product.space()
     return all(
-        not s.reduce and s.shape == stages[start].shape and all(x.index == space for x in s.loads() if x.tensor in own)
-        for s in stages[start + 1 : end]
+        not s.reduce and s.shape == product.shape and all(x.index == space for x in s.loads() if x.tensor in own)
+        for s in following
     )
 
 
@@ -275,14 +279,11 @@ def _is_attention(pipeline: Pipeline) -> bool:
 
 
 def _streams(pipeline: Pipeline) -> bool:
-    """Whether a constant operand B is read from main memory."""
-    target = pipeline.target
-    sizes = [
-        4 * math.prod(s.reduce) * pipeline.flats[s.name].columns
-        for s in pipeline.contractions()
-        if not is_dynamic(s, pipeline.constants)
-    ]
-    return target.tuned and max(sizes, default=0) > STREAMED * target.l2
+    """Whether a constant operand B is read from main memory, and its columns can be divided among tasks."""
+    last, target = pipeline.regions[-1].contraction, pipeline.target
+    if last is None or not target.tuned or is_dynamic(last, pipeline.constants):
+        return False
+    return 4 * math.prod(last.reduce) * pipeline.flats[last.name].columns > STREAMED * target.l2
 
 
 def _blocks(pipeline: Pipeline) -> list[Stage]:
@@ -291,13 +292,17 @@ def _blocks(pipeline: Pipeline) -> list[Stage]:
 
 
 def _block_floats(pipeline: Pipeline) -> int:
-    """Floats per row that a block works on: its local tensors, and operands A that come from memory."""
-    local = {s.name: s for s in pipeline.stages[:-1]}
+    """Floats per row that a block works on: its local tensors, and what operands A read from memory.
+
+    Rows of a window overlap: what a block reads is then about its part of the tensor.
+    """
+    local = {s.name for s in pipeline.stages[:-1]}
     total = sum(pipeline.flats[s.name].columns for s in _blocks(pipeline))
     for stage in pipeline.contractions():
         walk = walk_of(pipeline, stage)
-        if not all(branch.tensor in local for branch in walk.branches):
-            total += walk.depth
+        read = {branch.tensor for branch in walk.branches} - local
+        parts = sum(math.prod(pipeline.storages[name].shape) for name in read)
+        total += min(walk.depth, -(-parts // (pipeline.batches * pipeline.height)))
     return max(1, total)
 
 
