@@ -22,6 +22,7 @@ from smartmem.schedule.code import KernelCode, Target
 from smartmem.schedule.loops import build, choose_lane
 from smartmem.schedule.operand_b import b_tensors
 from smartmem.schedule.roles import is_contraction
+from smartmem.schedule.tasks import column_tasks
 
 LOCAL_FLOATS = 8192  # widest local tensor that a pipeline may hold per row
 
@@ -60,6 +61,8 @@ def schedulable(kernel: Kernel, constants: set[str]) -> str:
     reason = rows.accepts(kernel)
     if reason:
         return reason
+    if undivided := column_tasks(kernel, constants):
+        return undivided
     contracted = [s for s in kernel.stages if is_contraction(s, kernel.rows)]
     if len(contracted) == 2:
         first, second = contracted

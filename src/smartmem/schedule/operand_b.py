@@ -18,8 +18,9 @@ from smartmem.codegen.c_expr import (
     Context,
     Emitter,
     Lane,
+    Value,
 )
-from smartmem.codegen.c_index import along, c_lin
+from smartmem.codegen.c_index import along, c_lin, has_division, split_by
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.substitute import substitute
 from smartmem.kernel.evaluate import evaluate_expr
@@ -194,14 +195,31 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
     flat_k = Lin()
     for position, extent in enumerate((*walk.segments, walk.run)):
         flat_k = flat_k * extent + axis_digit(K + position, extent)
-    with w.loop("n", panels * width, 0, "SM_W"):
-        w.line(f"float *const panel = s + {offset} + n / {width} * {walk.depth * width} + n % {width};")
+    along_k = list(zip(loops, (*walk.segments, walk.run), strict=True))
+    along_n = ("n", panels * width, 0, "SM_W")
+    apart = _divides(p, b, {N}, set(range(K, len(extents))), extents)
+    with ExitStack() as opened:
+        if not apart:
+            opened.enter_context(w.loop(*along_n))
+        for name, extent in along_k:
+            opened.enter_context(w.loop(name, extent))
+        mark = w.mark()  # a row of B whose address takes divisions is found once
+        if apart:
+            opened.enter_context(w.loop(*along_n))
         context = e.context(moved, Lane(N, columns, lanes))
-        target = f"panel + ({c_lin(flat_k, context.axes)}) * {width}"
-        with ExitStack() as opened:
-            for name, extent in zip(loops, (*walk.segments, walk.run), strict=True):
-                opened.enter_context(w.loop(name, extent))
-            _pack_chunk(e, b, context, target, columns, lanes)
+        if apart:
+            context = replace(context, hoist=mark, inner=frozenset({N}))
+        panel = f"s + {offset} + n / {width} * {walk.depth * width} + n % {width}"
+        _pack_chunk(e, b, context, f"{panel} + ({c_lin(flat_k, context.axes)}) * {width}", columns, lanes)
+
+
+def _divides(p: Pipeline, b: Expr, inner: set[int], outer: set[int], extents: tuple[int, ...]) -> bool:
+    """Whether addresses of B divide in a part that depends on the `outer` axes only (rows that an index gives)."""
+    for access in loads(b):
+        apart, _ = split_by(p.storages[access.tensor].at(access.index), inner)
+        if has_division(split_by(apart, outer)[1], extents):
+            return True
+    return False
 
 
 def _transposes(p: Pipeline, b: Expr, walk: Walk, flat: Flat, lanes: int) -> bool:
@@ -232,6 +250,8 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, offset: int
         context = e.context(flat, Lane(run, walk.run, lanes), column="n")
         base = f"s + {offset} + n0 / {width} * {walk.depth * width} + n0 % {width}"
         w.line(f"float *const panel = {base} + ({c_lin(segment, context.axes)}) * {walk.run * width};")
+        if isinstance(b, Load) and walk.run > lanes and _divides(e.pipeline, b, {run}, {N}, flat.extents):
+            context = _columns_found(e, b, context, columns)
         along_run = f"k{len(walk.segments)}"
 
         def square(ctx: Context, count: str) -> None:
@@ -255,6 +275,22 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, offset: int
             with w.block(""):
                 w.line(f"const long {along_run} = {whole}, count = {walk.run - whole};")
                 square(replace(context, lane=replace(context.lane, count="count")), "count")
+
+
+def _columns_found(e: RowEmitter, b: Load, context: Context, columns: int) -> Context:
+    """Finds where the columns of a square start, once for all squares along the run; for loads of B from there."""
+    w, address = e.writer, e.pipeline.storages[b.tensor].at(b.index)
+    assert context.lane is not None
+    start, within = split_by(address, {context.lane.axis})
+    w.line("const float *from[SM_W];")
+    with w.loop("j", "SM_W"):
+        w.line(f"const long n = n0 + j < {columns} ? n0 + j : {columns - 1};")
+        w.line(f"from[j] = {e.pointers[b.tensor]} + {c_lin(start, context.axes)};")
+
+    def read(emitter: Emitter, index: tuple[Lin, ...]) -> Value:
+        return emitter.load_at("from[j]", within, b.dtype)
+
+    return replace(context, local={**context.local, b.tensor: read})
 
 
 def _pack_chunk(e: RowEmitter, b: Expr, context: Context, target: str, columns: int, lanes: int) -> None:

@@ -90,6 +90,9 @@ class Pipeline:
     def contractions(self) -> list[Stage]:
         return [s for s in self.stages if self.is_contraction(s)]
 
+    def region_of(self, stage: Stage) -> Region:
+        return next(r for r in self.regions if r.contraction is stage or any(s is stage for s in r.stages))
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.kernel.output.shape
@@ -220,11 +223,15 @@ def _is_epilogue(pipeline: Pipeline, number: int) -> bool:
     marks = [k for k, s in enumerate(stages) if pipeline.is_contraction(s)]
     start = max(k for k in marks if k < number)
     end = min((k for k in marks if k > number), default=len(stages))
-    own = {s.name for s in stages[start:end]}
-    space = stages[start].space()
+    return all_pointwise(stages[start], stages[start + 1 : end])
+
+
+def all_pointwise(product: Stage, following: list[Stage]) -> bool:
+    """Whether stages after a contraction compute each element from the contraction's element at the same place."""
+    own, space = {s.name for s in (product, *following)}, product.space()
     return all(
-        not s.reduce and s.shape == stages[start].shape and all(x.index == space for x in s.loads() if x.tensor in own)
-        for s in stages[start + 1 : end]
+        not s.reduce and s.shape == product.shape and all(x.index == space for x in s.loads() if x.tensor in own)
+        for s in following
     )
 
 
@@ -239,10 +246,12 @@ def _shared_step(pipeline: Pipeline) -> int | None:
 
 
 def _tiling(pipeline: Pipeline) -> Tiling:
-    """Rows per tile and tiles per block: a block's A operands and local tensors stay in half of L2.
+    """Rows per tile and tiles per block.
 
-    Tall problems go in blocks of about 56 rows through all panels; low ones keep all rows together, and columns are
-    divided among tasks instead.
+    Low problems keep all rows together if operand A and the local tensors of a block stay in half of L2; columns are
+    then divided among tasks. Blocks of about 56 rows are enough to hide reading operand B from a cache; tall problems
+    go in such blocks, and low ones whose column tasks would all compute local stages again. An operand B that no cache
+    holds from one call to the next is read as few times as A in the outer caches allows.
     """
     contracted = pipeline.contractions()
     height = pipeline.height
@@ -251,33 +260,63 @@ def _tiling(pipeline: Pipeline) -> Tiling:
     columns = [pipeline.flats[s.name].columns for s in contracted]
     rows = tile_rows(pipeline.target, height, columns, pipeline.group_size)
     count = -(-height // rows)
-    depth = max(math.prod(s.reduce) for s in contracted)
-    local = sum(pipeline.flats[s.name].columns for s in pipeline.stages[:-1] if s.shape[pipeline.rows :])
-    fitting = pipeline.target.l2 // 2 // (4 * (depth + local)) // rows
-    in_blocks = (height >= TALL and not _is_attention(pipeline)) or pipeline.shared_step is not None
-    wanted = -(-TALL_BLOCK // rows) if in_blocks else count
+    target, streamed = pipeline.target, _streams(pipeline)
+    budget = 2 * target.l2 if streamed else target.l2 // 2
+    fitting = budget // (4 * _block_floats(pipeline)) // rows
+    again = target.tuned and height >= 2 * TALL_BLOCK and bool(_blocks(pipeline))
+    tall = (height >= TALL or again) and not (streamed or _is_attention(pipeline))
+    wanted = -(-TALL_BLOCK // rows) if tall or pipeline.shared_step is not None else count
     group = max(1, min(fitting, wanted, count))
     return Tiling(height, rows, -(-count // -(-count // group)))
 
 
 TALL, TALL_BLOCK = 512, 56
+STREAMED = 8  # times L2: constant operands larger than this come from main memory in every call
 
 
 def _is_attention(pipeline: Pipeline) -> bool:
     return len(pipeline.contractions()) == 2
 
 
+def _streams(pipeline: Pipeline) -> bool:
+    """Whether a constant operand B is read from main memory, and its columns can be divided among tasks."""
+    last, target = pipeline.regions[-1].contraction, pipeline.target
+    if last is None or not target.tuned or is_dynamic(last, pipeline.constants):
+        return False
+    return 4 * math.prod(last.reduce) * pipeline.flats[last.name].columns > STREAMED * target.l2
+
+
+def _blocks(pipeline: Pipeline) -> list[Stage]:
+    """Local tensors with columns that later regions read: a block of rows of them lies in scratch."""
+    return [s for s in pipeline.stages[:-1] if s.shape[pipeline.rows :] and not _within_region(pipeline, s)]
+
+
+def _block_floats(pipeline: Pipeline) -> int:
+    """Floats per row that a block works on: its local tensors, and what operands A read from memory.
+
+    Rows of a window overlap: what a block reads is then about its part of the tensor.
+    """
+    local = {s.name for s in pipeline.stages[:-1]}
+    total = sum(pipeline.flats[s.name].columns for s in _blocks(pipeline))
+    for stage in pipeline.contractions():
+        walk = walk_of(pipeline, stage)
+        read = {branch.tensor for branch in walk.branches} - local
+        parts = sum(math.prod(pipeline.storages[name].shape) for name in read)
+        total += min(walk.depth, -(-parts // (pipeline.batches * pipeline.height)))
+    return max(1, total)
+
+
+def _within_region(pipeline: Pipeline, stage: Stage) -> bool:
+    """Whether all that reads a local tensor is in the region that computes it."""
+    users = [s for s in pipeline.stages if stage.name in tensors_read(s.body)]
+    own = pipeline.region_of(stage)
+    return all(pipeline.region_of(user) is own for user in users)
+
+
 def _place(pipeline: Pipeline) -> None:
     """Decides where each local tensor lives."""
-    region_of = {
-        s.name: k
-        for k, r in enumerate(pipeline.regions)
-        for s in [*r.stages, *([r.contraction] if r.contraction else [])]
-    }
     for stage in pipeline.stages[:-1]:
-        users = [s for s in pipeline.stages if stage.name in tensors_read(s.body)]
-        same = all(region_of[u.name] == region_of[stage.name] for u in users)
-        region = pipeline.regions[region_of[stage.name]]
+        same, region = _within_region(pipeline, stage), pipeline.region_of(stage)
         if not stage.shape[pipeline.rows :]:
             if same:
                 pipeline.places[stage.name] = Place("scalar")

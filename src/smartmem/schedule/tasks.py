@@ -6,11 +6,17 @@ import math
 from dataclasses import dataclass
 
 from smartmem.kernel.expr import cost
-from smartmem.schedule.operand_b import is_dynamic
-from smartmem.schedule.pipeline import Pipeline
+from smartmem.kernel.stage import Kernel, Stage
+from smartmem.schedule.operand_b import b_tensors, is_dynamic
+from smartmem.schedule.pipeline import TALL_BLOCK, Pipeline, all_pointwise, batch_axes
+from smartmem.schedule.roles import factors, is_contraction
 from smartmem.schedule.tiling import tile_columns
 
 TASKS = 16  # tasks wanted at least: a few per thread
+FEWEST = 8  # tasks wanted at least where more would compute much of the same again
+AGAIN = 1 / 32  # part of a task that may be local stages that other tasks compute, too
+MOST_AGAIN = 1 / 16  # of a kernel's operations, that tasks may compute again rather than load
+LARGE_WEIGHTS = 1 << 20  # floats that not every task should read
 TASK_WORK = 1 << 17  # operations that are worth a task of their own
 
 
@@ -57,6 +63,8 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         return Task(ranges, entries, chunks, chunk, columns, span)
     if len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic:
         missing = _missing(chunks * batches, wanted)
+        if missing * chunks * batches > FEWEST and missing * _local_share(pipeline) > AGAIN:
+            missing = _missing(chunks * batches, FEWEST)
         panel = tile_columns(pipeline.target, width)
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
@@ -87,9 +95,46 @@ def is_contraction_last(pipeline: Pipeline) -> bool:
     return pipeline.regions[-1].contraction is not None
 
 
+def _local_share(pipeline: Pipeline) -> float:
+    """Operations of the stages before the last contraction, as a part of all."""
+    return _share_before(pipeline.stages, pipeline.contracted, pipeline.rows)
+
+
+def column_tasks(kernel: Kernel, constants: set[str]) -> str:
+    """ "" if a matrix product with few rows can be divided by columns and is worth it, else the reason."""
+    rows = kernel.rows
+    assert rows is not None
+    contracted = [s for s in kernel.stages if is_contraction(s, rows)]
+    if len(contracted) != 1 or batch_axes(kernel, rows) or set(b_tensors(contracted[0])) - constants:
+        return ""
+    (product,) = contracted
+    height = math.prod(kernel.output.shape[:rows])
+    row_chunks = -(-height // TALL_BLOCK) if height >= 2 * TALL_BLOCK else 1
+    wanted = min(FEWEST, sum(_operations(s, s is product) for s in kernel.stages) // TASK_WORK)
+    if wanted <= row_chunks:
+        return ""
+    again = _share_before(kernel.stages, frozenset({product.name}), rows) * (-(-wanted // row_chunks) - 1)
+    if again > MOST_AGAIN:
+        return f"tasks of columns would compute what comes before the product again, {again:.0%} of its work"
+    weights = math.prod(product.shape[rows:]) * math.prod(product.reduce)
+    if weights > LARGE_WEIGHTS and not all_pointwise(product, kernel.stages[kernel.stages.index(product) + 1 :]):
+        return "a product with few rows and large weights would lose its column tasks"
+    return ""
+
+
+def _share_before(stages: list[Stage], contracted: frozenset[str], rows: int) -> float:
+    """Operations up to the last contraction's operand A, as a part of all."""
+    last = max(k for k, s in enumerate(stages) if s.name in contracted)
+    work = [_operations(s, s.name in contracted) for s in stages]
+    pair = factors(stages[last])
+    assert pair is not None
+    operand = cost(pair[0]) * math.prod(stages[last].shape[:rows]) * math.prod(stages[last].reduce)
+    return (sum(work[:last]) + operand) / (sum(work) + operand)
+
+
 def _work(pipeline: Pipeline) -> int:
-    total = 0
-    for stage in pipeline.stages:
-        per = 1 if pipeline.is_contraction(stage) else 2 + cost(stage.body)
-        total += math.prod(stage.domain) * per
-    return total
+    return sum(_operations(s, pipeline.is_contraction(s)) for s in pipeline.stages)
+
+
+def _operations(stage: Stage, contraction: bool) -> int:
+    return math.prod(stage.domain) * (1 if contraction else 2 + cost(stage.body))

@@ -1,0 +1,147 @@
+"""How many rows a block of a matrix product has, how its work divides, and operands B whose rows an index gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import smartmem
+from smartmem.frontend.load import load_graph
+from smartmem.kernel.stage import Kernel
+from smartmem.passes.pipeline import run_passes
+from smartmem.schedule.code import Target
+from smartmem.schedule.pipeline import Pipeline, prepare
+from smartmem.schedule.tasks import FEWEST, Task, divide_work
+
+TARGET = Target(lanes=16, registers=32, l1=32 << 10, l2=1 << 20)
+
+
+def constant(name: str, *shape: int) -> onnx.TensorProto:
+    rng = np.random.default_rng(list(shape))
+    return numpy_helper.from_array((rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32), name)
+
+
+def model(
+    nodes: list[onnx.NodeProto], shapes: dict[str, tuple[int, ...]], weights: list[onnx.TensorProto]
+) -> onnx.ModelProto:
+    kinds = {"i": onnx.TensorProto.INT64}
+    inputs = [helper.make_tensor_value_info(n, kinds.get(n, onnx.TensorProto.FLOAT), s) for n, s in shapes.items()]
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "blocks", inputs, [y], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return proto
+
+
+def product(rows: int, depth: int, columns: int, before: str = "", after: str = "") -> onnx.ModelProto:
+    """A product with constant weights after `before` and before `after` ("norm", "gelu" or neither)."""
+    nodes, weights, name = [], [constant("w", depth, columns)], "x"
+    for place, operator, width in (("before", before, depth), ("product", "", columns), ("after", after, columns)):
+        if place == "product":
+            nodes.append(helper.make_node("MatMul", [name, "w"], [place]))
+        elif operator == "norm":
+            weights += [constant(f"{place}.scale", width), constant(f"{place}.shift", width)]
+            scaled = [name, f"{place}.scale", f"{place}.shift"]
+            nodes.append(helper.make_node("LayerNormalization", scaled, [place]))
+        elif operator == "gelu":
+            nodes.append(helper.make_node("Gelu", [name], [place]))
+        else:
+            continue
+        name = place
+    nodes[-1].output[0] = "y"
+    return model(nodes, {"x": (rows, depth)}, weights)
+
+
+def kernels(proto: onnx.ModelProto) -> list[tuple[Pipeline, Task]]:
+    """The row pipelines with a product, and how each is divided."""
+    module = run_passes(load_graph(proto, None), "full")
+    pipelines = [
+        prepare(k, module.storages, TARGET, module.constants)
+        for k in module.kernels
+        if isinstance(k, Kernel) and k.rows is not None
+    ]
+    found = [p for p in pipelines if p.contractions()]
+    return [(p, divide_work(p, p.flats[p.stages[-1].name].columns)) for p in found]
+
+
+@pytest.mark.parametrize("before", ["", "norm"])
+def test_large_weights_are_read_once(before: str) -> None:
+    ((pipeline, task),) = kernels(product(128, 512, 8192, before))
+    assert pipeline.tiling.group == pipeline.tiling.count
+    assert task.row_chunks == 1
+    assert task.column_chunks >= FEWEST
+
+
+def test_small_weights_are_read_once_per_block_of_rows() -> None:
+    ((pipeline, task),) = kernels(product(197, 256, 1024, "norm"))
+    assert 50 <= pipeline.tiling.block <= 70
+    assert task.row_chunks == 4
+
+
+def test_taps_of_a_convolution_count_once() -> None:
+    """64 pixels x 9 x 256 floats are more than half of L2, the 256 x 256 that they are taken from are not."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"]),
+        helper.make_node("Conv", ["a", "w3"], ["y"], pads=[1, 1, 1, 1], strides=[2, 2]),
+    ]
+    weights = [constant("w1", 256, 8, 1, 1), constant("w3", 256, 256, 3, 3)]
+    (_, (pipeline, _)) = kernels(model(nodes, {"x": (1, 8, 16, 16)}, weights))
+    assert pipeline.height == 64
+    assert pipeline.tiling.group == pipeline.tiling.count
+
+
+def test_few_columns_for_what_comes_before() -> None:
+    """GELU of 5120 inputs would be computed by each task of 1280 columns: it stays in a kernel of its own."""
+    ((pipeline, task),) = kernels(product(64, 2048, 512, "gelu"))
+    assert len(pipeline.stages) == 1
+    assert task.column_chunks >= FEWEST
+    ((pipeline, _),) = kernels(product(4096, 128, 128, "gelu"))
+    assert len(pipeline.stages) > 1, "with rows enough for all tasks it belongs to the product"
+
+
+def test_columns_stay_divided_when_rows_follow() -> None:
+    ((pipeline, task),) = kernels(product(64, 1024, 2048, after="norm"))
+    assert pipeline.stages[-1] in [*pipeline.regions[-1].stages, pipeline.regions[-1].contraction]
+    assert task.column_chunks >= FEWEST
+
+
+@pytest.mark.parametrize("level", ["fuse", "full"])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns", "before", "after"),
+    [(128, 320, 8192, "norm", "gelu"), (33, 700, 300, "gelu", "norm"), (130, 1100, 40, "norm", "norm")],
+)
+def test_results(level: str, rows: int, depth: int, columns: int, before: str, after: str) -> None:
+    proto = product(rows, depth, columns, before, after)
+    x = np.random.default_rng(0).standard_normal((rows, depth)).astype(np.float32)
+    (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    with smartmem.compile(proto, level=level, threads=2) as compiled:
+        np.testing.assert_allclose(compiled(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def routed(regions: int, keys: int, width: int) -> onnx.ModelProto:
+    """Attention of 4 queries per region to keys and values of the regions that an index names."""
+    names = ["k", "v"]
+    nodes = [helper.make_node("Gather", [n, "i"], [f"{n}.taken"], axis=0) for n in names]  # (regions, routes, keys, w)
+    weights = [numpy_helper.from_array(np.array([regions, -1, width], np.int64), "shape")]
+    nodes += [helper.make_node("Reshape", [f"{n}.taken", "shape"], [f"{n}.flat"]) for n in names]
+    nodes += [
+        helper.make_node("Transpose", ["k.flat"], ["k.turned"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "k.turned"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["parts"], axis=-1),
+        helper.make_node("MatMul", ["parts", "v.flat"], ["y"]),
+    ]
+    shapes = {"q": (regions, 4, width), "i": (regions, 3), "k": (regions, keys, width), "v": (regions, keys, width)}
+    return model(nodes, shapes, weights)
+
+
+@pytest.mark.parametrize("level", ["layout", "full"])
+@pytest.mark.parametrize(("regions", "keys", "width"), [(6, 4, 32), (5, 7, 40), (3, 16, 24), (4, 1, 9)])
+def test_keys_that_an_index_names(level: str, regions: int, keys: int, width: int) -> None:
+    proto, rng = routed(regions, keys, width), np.random.default_rng(2)
+    feeds = {n: rng.standard_normal((regions, 4 if n == "q" else keys, width)).astype(np.float32) for n in "qkv"}
+    feeds["i"] = rng.integers(-regions, regions, (regions, 3))
+    (wanted,) = ReferenceEvaluator(proto).run(None, feeds)
+    with smartmem.compile(proto, level=level, threads=2) as compiled:
+        np.testing.assert_allclose(compiled(**feeds), wanted, rtol=1e-4, atol=1e-5)
