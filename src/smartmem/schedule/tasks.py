@@ -41,7 +41,9 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
     dynamic = any(is_dynamic(s, pipeline.constants) for s in contracted)
     wanted = max(1, min(TASKS, _work(pipeline) // TASK_WORK))
     chunks = -(-tiling.count // tiling.group)
-    if dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
+    if pipeline.softmax is not None:
+        chunks = min(tiling.count, max(-(-wanted // batches), -(-tiling.count // _rows_with_sums(pipeline))))
+    elif dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
         chunks = 1
     elif dynamic:
         chunks = min(tiling.count, max(1, -(-wanted // batches)))
@@ -61,6 +63,12 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
     return Task(batches, 1, chunks, chunk, columns, span)
+
+
+def _rows_with_sums(pipeline: Pipeline) -> int:
+    """Row tiles of a task whose weighted sums stay in a quarter of L2."""
+    columns = pipeline.flats[pipeline.contractions()[-1].name].columns
+    return max(1, pipeline.target.l2 // 16 // (columns * pipeline.tiling.rows))
 
 
 def _missing(tasks: int, wanted: int) -> int:
