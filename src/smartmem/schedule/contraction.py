@@ -178,7 +178,7 @@ def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
 
 
 def b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int, bool]:
-    """C expression for panel n0 of B (its first row that is held), the distance between its rows, and whether it streams
+    """C expression for panel n0 of B at the first step that is held, the distance between steps, and whether it streams
     from memory."""
     p = e.pipeline
     held = held_of(p, stage, walk)

@@ -123,11 +123,10 @@ def _row_load(source: Stage, rows: int, reduction: Stage, combine: str) -> Expr 
 
 
 def _same(body: Expr, source: Stage, reader: Stage, rows: int, columns: Sequence[int]) -> bool:
-    """Whether a stage reads column n of the same row of `source`, n counting its `columns` (its last axes) row-major."""
+    """Whether a stage reads column n of the same row of `source`; n counts its `columns`, its last axes, row-major."""
     if not isinstance(body, Load) or body.tensor != source.name:
         return False
     start = len(reader.domain) - len(columns)
     own = flat_address(tuple(axis_digit(start + k, n) for k, n in enumerate(columns)), tuple(columns))
     there = flat_address(body.index[rows:], source.shape[rows:])
     return own == there and math.prod(columns) == math.prod(source.shape[rows:])
-

@@ -150,7 +150,12 @@ class DirectB:
 
 
 def direct_b(pipeline: Pipeline, stage: Stage) -> DirectB | None:
-    """How a dynamic B is read in place, or None if it has to be packed."""
+    """How a dynamic B is read in place, or None if it has to be packed.
+
+    A block of keys is packed in any case: its rows are often a power of two apart, which few sets of the cache serve.
+    """
+    if pipeline.softmax is not None:
+        return None
     flat, walk = pipeline.flats[stage.name], walk_of(pipeline, stage)
     width = tile_columns(pipeline.target, flat.columns)
     b = operands(flat)[1]
@@ -233,7 +238,9 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
 
 def _panels_end(held: Held, columns: int, width: int) -> int | str:
     """The end of the last panel, as C."""
-    return f"({held.columns_end} + {width - 1}) / {width} * {width}" if held.columns_end else -(-columns // width) * width
+    return (
+        f"({held.columns_end} + {width - 1}) / {width} * {width}" if held.columns_end else -(-columns // width) * width
+    )
 
 
 def _panel(column: str, held: Held, offset: int, width: int) -> str:

@@ -317,7 +317,7 @@ def _place(pipeline: Pipeline) -> None:
     if pipeline.softmax is not None:  # exponentials take the place of their scores; rows' numbers outlive the block
         width = pipeline.key_block
         block = Place("block", pipeline.reserve(width * pipeline.tiling.block), width, "j0")
-        pipeline.places |= {name: block for name in (pipeline.softmax.scores, pipeline.softmax.powers)}
+        pipeline.places |= dict.fromkeys((pipeline.softmax.scores, pipeline.softmax.powers), block)
         rows = {name: Place("column", index="m - m_low") for name in (pipeline.softmax.maximum, pipeline.softmax.total)}
         pipeline.places |= rows  # the emitter knows how many rows a task has
     for stage in pipeline.stages[:-1]:
