@@ -37,7 +37,7 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_LOG", str(tmp_path / "log"))
     monkeypatch.setattr(runner, "BURST_SECONDS", 0.0)
 
-    def of_zoo(name, folder):
+    def of_zoo(name, folder, batch, resolution):
         if name == "swin_t":
             return Case(name, folder / "swin_t.onnx", network=name, error="cannot be exported: no such luck")
         return Case(name, folder / f"{name}.onnx", {"x": X}, {"y": 2 * X}, name)

@@ -19,6 +19,7 @@ class Options:
         model: an ONNX file; None: networks of the zoo.
         networks: of the zoo; empty: all.
         against: peers; `ALL` stands for every one that is installed.
+        batch, resolution: of the zoo's networks, as `smartmem zoo export` takes them.
         zoo_dir: where the exports are; None: in the cache.
         work: where what preparation made stays for later runs; None: a temporary folder.
         timed: whether the rounds follow the preparation.
@@ -36,6 +37,8 @@ class Options:
     networks: tuple[str, ...] = ()
     against: tuple[str, ...] = ("onnxruntime",)
     levels: tuple[str, ...] = LEVELS
+    batch: int = 1
+    resolution: int | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     rounds: int = 10
     threads: int | None = None

@@ -30,13 +30,19 @@ from smartmem.runtime.cache import replacing
 from smartmem.runtime.threads import default_threads
 
 
-def measure(options: Options, earlier: Result | None = None, keep: Callable[[Result], None] | None = None) -> Result:
+def measure(
+    options: Options,
+    earlier: Result | None = None,
+    keep: Callable[[Result], None] | None = None,
+    seen: Callable[[Case], None] | None = None,
+) -> Result:
     """Prepare every network, check and time every runner on it.
 
     Args:
         options: what to measure.
         earlier: a result to add to; its networks are not measured again.
         keep: called with the result so far after each network.
+        seen: called with each network before it is measured.
 
     Raises:
         InputError: an unknown network, level or peer, or nothing to measure, or `earlier` is of other conditions.
@@ -62,8 +68,10 @@ def measure(options: Options, earlier: Result | None = None, keep: Callable[[Res
         shown, result.missing = _rows(options, device is not None, threads, Path(temporary) / "versions")
         for case in _cases(options, [name for name in names if name not in done]):
             rows = [replace(row, model=case.name, error=case.error or row.error) for row in shown]
+            if seen is not None:
+                seen(case)
             if not case.error:
-                place = folder / (case.network or "model")
+                place = folder / (case.model.stem if case.network else "model")
                 result.references[case.name] = _measure_case(case, rows, options, threads, place, report)
             result.rows += sorted(rows, key=lambda row: LEVELS.index(row.level) if row.level in LEVELS else len(LEVELS))
             result.dates[case.name] = now()
@@ -125,4 +133,4 @@ def _cases(options: Options, names: Sequence[str]) -> Iterable[Case]:
         return
     folder = options.zoo_dir or zoo_folder()
     for name in names:
-        yield of_zoo(name, folder)
+        yield of_zoo(name, folder, options.batch, options.resolution)

@@ -223,6 +223,7 @@ class Runner:
             "threads": self._threads,
             "folder": str(self._files),
             "network": self._case.network,
+            "resolution": self._case.resolution,
             "level": self.row.level,
             "march": self._options.march,
             "target": self._target(),

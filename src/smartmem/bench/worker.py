@@ -8,9 +8,9 @@ Spoken over pipes, one JSON object a line: the parent asks, the worker answers.
     {"do": "burst", "runs": n, "warm": true}         -> {"seconds": [n times], "peak": bytes}
     anything that fails                              -> {"error": one line}
 
-A job is {"model", "inputs": …npz, "threads", "folder", "network", "level", "march", "target", "database"}; `warm` puts
-an unmeasured run before the measured ones. Between two requests the process waits in read(), and the parent has it
-stopped.
+A job is {"model", "inputs": …npz, "threads", "folder", "network", "resolution", "level", "march", "target",
+"database"}; `warm` puts an unmeasured run before the measured ones. Between two requests the process waits in read(),
+and the parent has it stopped.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def _job(request: dict[str, Any]) -> Job:
         threads=request["threads"],
         folder=Path(request["folder"]),
         network=request["network"],
+        resolution=request.get("resolution"),
         level=request["level"] or "full",
         march=request["march"],
         target=request.get("target", {"device": "cpu"}),
