@@ -254,6 +254,16 @@ def test_groups_share_an_anchor(fake, monkeypatch):
     assert rows["naive"].drift is None
 
 
+def test_cpu_time(fake, capsys):
+    """The fake's runs take no CPU time to speak of, but all of it is of this clock."""
+    result = measure(options(fake, levels=("full",), rounds=1, clock="cpu"))
+    assert [row.median_ms is not None for row in result.rows] == [True, True]
+    show(result)
+    assert "CPU time of all threads, 1 threads" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no clock 'sun'"):
+        measure(options(fake, clock="sun"))
+
+
 def test_all_means_installed(fake):
     result = measure(options(fake, against=("all",), levels=("full",), rounds=1, limit=3.0))
     assert "iree" in result.missing

@@ -52,6 +52,9 @@ def bench(
     scale: Annotated[
         str, typer.Option(metavar="AXIS=N,N,...", help="Tables of growth: batch, resolution (--zoo) or threads.")
     ] = "",
+    clock: Annotated[
+        str, typer.Option(help="wall: elapsed time; cpu: CPU time of all threads, for machines that are busy.")
+    ] = "wall",
     device: DeviceName = "cpu",
     memory: Annotated[
         str, typer.Option("--memory", metavar="KIND,...", help="OpenCL: auto, buffer, texture; a row for each.")
@@ -114,6 +117,7 @@ def bench(
         zoo_dir=zoo_dir,
         work=work,
         timed=not prepare,
+        clock=clock,
         limit=limit,
         seconds=seconds,
         longest=longest,

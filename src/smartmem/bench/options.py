@@ -26,6 +26,7 @@ class Options:
         device, layout: where smartmem runs and how layouts are assigned there, as `smartmem run` takes them.
         memories, precisions: on a device, every level has a row for each of both, every GPU peer for each precision.
         jobs: runners of a network that load at the same time before the rounds; the rounds take turns in any case.
+        clock: "wall", or "cpu" for the CPU time of all threads, which other processes on the machine disturb less.
         limit: seconds that a runner may take to convert, and again to load and answer.
         seconds: of measured runs for one runner and network; slow ones take part in fewer rounds, three at least.
         longest: seconds of one run above which a runner is not timed.
@@ -52,6 +53,7 @@ class Options:
     zoo_dir: Path | None = None
     work: Path | None = None
     timed: bool = True
+    clock: str = "wall"
     limit: float = 300.0
     seconds: float = 8.0
     longest: float = 30.0
@@ -101,6 +103,7 @@ def check(options: Options) -> tuple[str, ...]:
     check_known("peer", [name for name in options.against if name != ALL], PEERS)
     check_known("level", options.levels, LEVELS)
     check_known("network", options.networks, NETWORKS)
+    check_known("clock", [options.clock], ("wall", "cpu"))
     if not options.levels and not options.against:
         raise InputError("nothing to measure: give --levels or --against")
     if options.environments is not None and not options.environments.is_dir():

@@ -84,6 +84,7 @@ class Result:
         dates: by network, when it was measured.
         missing: peers that "all" left out, and why.
         machine: CPU, system, Python.
+        clock: what was measured: "wall" or "cpu".
     """
 
     rows: list[Row]
@@ -93,6 +94,7 @@ class Result:
     dates: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
+    clock: str = "wall"
 
     def models(self) -> list[str]:
         """The networks, in order."""

@@ -53,11 +53,11 @@ def measure(
     threads = options.threads or default_threads()
     device = find_device(options)
     here = machine() | described(options, device)
-    result = earlier or Result([], threads, options.rounds, machine=here)
-    if (result.threads, result.rounds, result.machine) != (threads, options.rounds, here):
+    result = earlier or Result([], threads, options.rounds, machine=here, clock=options.clock)
+    if (result.threads, result.rounds, result.machine, result.clock) != (threads, options.rounds, here, options.clock):
         raise InputError(
-            f"--add: the earlier rows are of {result.threads} threads, {result.rounds} rounds and "
-            f"{', '.join(result.machine.values())}; give --json another file"
+            f"--add: the earlier rows are of {result.threads} threads, {result.rounds} rounds, {result.clock} time "
+            f"and {', '.join(result.machine.values())}; give --json another file"
         )
     done = result.models()
     with (

@@ -12,6 +12,7 @@ from smartmem.schedule.tiling import tile_columns
 
 TASKS = 16  # tasks wanted at least: a few per thread
 TASK_WORK = 1 << 17  # operations that are worth a task of their own
+PACK_ROWS = 128  # rows that are worth packing all blocks of keys for
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
     wanted = max(1, min(TASKS, _work(pipeline) // TASK_WORK))
     chunks = -(-tiling.count // tiling.group)
     if pipeline.softmax is not None:
-        chunks = min(tiling.count, max(-(-wanted // batches), -(-tiling.count // _rows_with_sums(pipeline))))
+        few = max(1, min(-(-wanted // batches), tiling.height // PACK_ROWS))
+        chunks = min(tiling.count, max(few, -(-tiling.count // _tiles_with_sums(pipeline))))
     elif dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
         chunks = 1
     elif dynamic:
@@ -65,7 +67,7 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
     return Task(batches, 1, chunks, chunk, columns, span)
 
 
-def _rows_with_sums(pipeline: Pipeline) -> int:
+def _tiles_with_sums(pipeline: Pipeline) -> int:
     """Row tiles of a task whose weighted sums stay in a quarter of L2."""
     columns = pipeline.flats[pipeline.contractions()[-1].name].columns
     return max(1, pipeline.target.l2 // 16 // (columns * pipeline.tiling.rows))
