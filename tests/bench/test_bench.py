@@ -264,6 +264,33 @@ def test_cpu_time(fake, capsys):
         measure(options(fake, clock="sun"))
 
 
+def test_busy_processes_end_with_the_block(monkeypatch):
+    started = []
+
+    def start(command, **more):
+        started.append(original(command, **more))
+        return started[-1]
+
+    original = rounds.subprocess.Popen
+    monkeypatch.setattr(rounds.subprocess, "Popen", start)
+
+    def fail():
+        assert [process.poll() for process in started] == [None, None]
+        raise KeyError
+
+    with pytest.raises(KeyError), rounds.busy_processes(2):
+        fail()
+    assert [process.poll() for process in started] == [-9, -9]
+
+
+def test_load_is_a_condition(fake, capsys):
+    result = measure(options(fake, levels=("full",), rounds=1, load=1))
+    show(result)
+    assert "1 busy process beside them, 1 threads" in capsys.readouterr().out
+    with pytest.raises(InputError, match="wall time, 1 busy processes"):
+        measure(options(fake, rounds=1), result)
+
+
 def test_all_means_installed(fake):
     result = measure(options(fake, against=("all",), levels=("full",), rounds=1, limit=3.0))
     assert "iree" in result.missing

@@ -55,6 +55,7 @@ def bench(
     clock: Annotated[
         str, typer.Option(help="wall: elapsed time; cpu: CPU time of all threads, for machines that are busy.")
     ] = "wall",
+    load: Annotated[int, typer.Option(min=0, help="Busy processes that run beside the measured ones.")] = 0,
     device: DeviceName = "cpu",
     memory: Annotated[
         str, typer.Option("--memory", metavar="KIND,...", help="OpenCL: auto, buffer, texture; a row for each.")
@@ -118,6 +119,7 @@ def bench(
         work=work,
         timed=not prepare,
         clock=clock,
+        load=load,
         limit=limit,
         seconds=seconds,
         longest=longest,

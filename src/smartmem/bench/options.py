@@ -26,6 +26,7 @@ class Options:
         device, layout: where smartmem runs and how layouts are assigned there, as `smartmem run` takes them.
         memories, precisions: on a device, every level has a row for each of both, every GPU peer for each precision.
         jobs: runners of a network that load at the same time before the rounds; the rounds take turns in any case.
+        load: busy processes that run beside the measured ones.
         clock: "wall", or "cpu" for the CPU time of all threads, which other processes on the machine disturb less.
         limit: seconds that a runner may take to convert, and again to load and answer.
         seconds: of measured runs for one runner and network; slow ones take part in fewer rounds, three at least.
@@ -54,6 +55,7 @@ class Options:
     work: Path | None = None
     timed: bool = True
     clock: str = "wall"
+    load: int = 0
     limit: float = 300.0
     seconds: float = 8.0
     longest: float = 30.0

@@ -84,6 +84,7 @@ class Result:
         dates: by network, when it was measured.
         missing: peers that "all" left out, and why.
         machine: CPU, system, Python.
+        load: how many busy processes ran beside the measured ones.
         clock: what was measured: "wall" or "cpu".
     """
 
@@ -95,6 +96,7 @@ class Result:
     missing: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
     clock: str = "wall"
+    load: int = 0
 
     def models(self) -> list[str]:
         """The networks, in order."""

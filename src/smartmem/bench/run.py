@@ -20,7 +20,7 @@ from smartmem.bench.networks import Case, of_file, of_zoo, zoo_folder
 from smartmem.bench.options import Options, check, described, find_device
 from smartmem.bench.peers import ALL, GPU_PEERS, PEERS, SMARTMEM
 from smartmem.bench.result import Result, Row, machine, now
-from smartmem.bench.rounds import Report, time_runners
+from smartmem.bench.rounds import Report, busy_processes, time_runners
 from smartmem.bench.runner import Runner
 from smartmem.errors import InputError
 from smartmem.inputs import write_npz
@@ -53,11 +53,12 @@ def measure(
     threads = options.threads or default_threads()
     device = find_device(options)
     here = machine() | described(options, device)
-    result = earlier or Result([], threads, options.rounds, machine=here, clock=options.clock)
-    if (result.threads, result.rounds, result.machine, result.clock) != (threads, options.rounds, here, options.clock):
+    result = earlier or Result([], threads, options.rounds, machine=here, clock=options.clock, load=options.load)
+    given = (threads, options.rounds, here, options.clock, options.load)
+    if (result.threads, result.rounds, result.machine, result.clock, result.load) != given:
         raise InputError(
-            f"--add: the earlier rows are of {result.threads} threads, {result.rounds} rounds, {result.clock} time "
-            f"and {', '.join(result.machine.values())}; give --json another file"
+            f"--add: the earlier rows are of {result.threads} threads, {result.rounds} rounds, {result.clock} time, "
+            f"{result.load} busy processes and {', '.join(result.machine.values())}; give --json another file"
         )
     done = result.models()
     with (
@@ -100,7 +101,8 @@ def _measure_case(
         if not runner.row.error:
             runner.prepare(judge)
     if options.timed:
-        time_runners(case.name, order, options.rounds, report, options.jobs)
+        with busy_processes(options.load):
+            time_runners(case.name, order, options.rounds, report, options.jobs)
     return judge.reference
 
 

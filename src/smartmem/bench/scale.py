@@ -21,7 +21,7 @@ from smartmem.bench.networks import Case
 from smartmem.bench.options import Options
 from smartmem.bench.result import Result, Row, write_text
 from smartmem.bench.run import measure
-from smartmem.bench.table import number, of_clock
+from smartmem.bench.table import conditions, number
 from smartmem.errors import InputError, SmartmemError
 from smartmem.report.tables import console, table
 
@@ -157,8 +157,9 @@ def show_scale(scaling: Scaling) -> None:
     result = scaling.results[-1]
     threads = "" if axis == "threads" else f"{result.threads} threads, "
     out.print(
-        f"{of_clock(result)}{threads}{result.rounds} interleaved rounds for each {axis}, {result.machine.get('cpu', '')} "
-        f"({result.machine.get('cpus', '?')} CPUs), {max(result.dates.values(), default='')}"
+        f"{conditions(result)}{threads}{result.rounds} interleaved rounds for each {axis}, "
+        f"{result.machine.get('cpu', '')} ({result.machine.get('cpus', '?')} CPUs), "
+        f"{max(result.dates.values(), default='')}"
     )
 
 
