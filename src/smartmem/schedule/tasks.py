@@ -44,7 +44,8 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
     chunks = -(-tiling.count // tiling.group)
     if pipeline.softmax is not None:
         few = max(1, min(-(-wanted // batches), tiling.height // PACK_ROWS))
-        chunks = min(tiling.count, max(few, -(-tiling.count // _tiles_with_sums(pipeline))))
+        chunks = max(few, -(-tiling.count // _tiles_with_sums(pipeline)))
+        chunks = min(tiling.count, chunks + (chunks > 1 and chunks * batches % 2))
     elif dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
         chunks = 1
     elif dynamic:
