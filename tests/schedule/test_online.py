@@ -18,7 +18,7 @@ Array = np.ndarray
 
 def attention(
     heads: int, queries: int, keys: int, depth: int, width: int, mask: bool = False, sqrt_first: bool = False,
-    normalised: bool = True,
+    normalised: bool = True, zero_for_nan: bool = False,
 ) -> onnx.ModelProto:  # fmt: skip
     """``softmax(scale * q k^T + mask) v``; the mask is an input, so that anything can be in it."""
     shapes = {"q": (heads, queries, depth), "k": (heads, keys, depth), "v": (heads, keys, width)}
@@ -38,10 +38,14 @@ def attention(
         nodes.append(helper.make_node("Softmax", [last], ["p"], axis=-1))
     else:
         nodes.append(helper.make_node("Relu", [last], ["p"]))
-    nodes.append(helper.make_node("MatMul", ["p", "v"], ["y"]))
+    chosen = [scale]
+    if zero_for_nan:
+        chosen.append(numpy_helper.from_array(np.float32(0), "zero"))
+        nodes += [helper.make_node("IsNaN", ["p"], ["n"]), helper.make_node("Where", ["n", "zero", "p"], ["p0"])]
+    nodes.append(helper.make_node("MatMul", ["p0" if zero_for_nan else "p", "v"], ["y"]))
     inputs = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in shapes.items()]
     y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (heads, queries, width))
-    graph = helper.make_graph(nodes, "attention", inputs, [y], [scale])
+    graph = helper.make_graph(nodes, "attention", inputs, [y], chosen)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -121,6 +125,22 @@ def test_masks_of_infinities() -> None:
     assert np.isnan(wanted[:, 5]).all()
     assert np.isfinite(np.delete(wanted, 5, axis=1)).all()
     np.testing.assert_allclose(answer(proto, inputs), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [40, 1300])
+def test_rows_that_see_nothing_as_zeros(keys: int) -> None:
+    """``where(isnan(p), 0, p)`` before the weighted sum, as torch's exporter writes it: one kernel of either kind."""
+    proto = attention(2, 60, keys, 32, 32, mask=True, zero_for_nan=True)
+    inputs = random(proto) | {"mask": masked(60, keys)}
+    inputs["mask"][9, keys // 2] = np.nan
+    wanted = reference(**inputs)
+    wanted[:, [5, 9]] = 0
+    np.testing.assert_allclose(answer(proto, inputs), wanted, rtol=0, atol=1e-5)
+    assert is_one_kernel(proto)
+    program = build_program(proto, level="full")
+    assert any("sm_softmax_block" in text for text in program.sources.values()) == (keys > pipeline.WHOLE_ROWS)
+    inputs["v"][:, 3] = np.nan
+    assert np.isnan(np.delete(answer(proto, inputs), [5, 9], axis=1)).all()
 
 
 @pytest.mark.parametrize("key", [0, 700, 1299])

@@ -12,17 +12,25 @@ exp(m - m')::
 
     l <- l * exp(m - m') + sum over the block of exp(t - m')           the same for each column of o.weighted
 
-so no row of t or e is ever whole. Both are found by comparing definitions; operator names play no part.
+so no row of t or e is ever whole.
+
+Some exporters write ``where(isnan(e / l), 0, e / l)``, which makes rows that see nothing zeros. Of a softmax either all
+quotients of a row are NaN or none is; where they are, l is not above 0 (it is NaN, or 0 in blocks), so the choice moves
+behind the sum, too. (The weighted sum of such a row is then 0 even where V is infinite.)
+
+Both are found by comparing definitions; operator names play no part.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from smartmem.index.lin import axis_digit
-from smartmem.kernel.expr import Alu, Expr, Load, alu, load
+from smartmem.kernel.expr import Alu, Expr, Load, alu, const, is_zero, load
 from smartmem.kernel.stage import Stage, tensors_read
 from smartmem.schedule.flatten import flat_address
 from smartmem.schedule.roles import factors, is_contraction
@@ -55,21 +63,71 @@ def divide_last(stages: Sequence[Stage], rows: int) -> list[Stage]:
     local = {stage.name: stage for stage in stages}
     for stage in stages:
         pair = factors(stage) if is_contraction(stage, rows) else None
-        quotient = pair[0] if pair is not None else None
-        if not isinstance(quotient, Alu) or quotient.op != "div":
+        quotient = _quotient(pair[0]) if pair is not None else None
+        if pair is None or quotient is None or not _of_rows(quotient, local, rows):
             result.append(stage)
             continue
-        assert pair is not None
-        dividend, divisor = quotient.args
-        row = isinstance(divisor, Load) and divisor.tensor in local and len(local[divisor.tensor].shape) == rows
-        if not row or not isinstance(dividend, Load) or dividend.tensor not in local:
-            result.append(stage)
-            continue
-        weighted = replace(stage, name=f"{stage.name}.weighted", body=alu("mul", dividend, pair[1]))
-        result.append(weighted)
-        value = alu("div", load(weighted.name, stage.space(), stage.dtype), divisor)
-        result.append(replace(stage, body=value, reduce=(), combine=""))
+        weighted = replace(stage, name=f"{stage.name}.weighted", body=alu("mul", quotient.dividend, pair[1]))
+        value = alu("div", load(weighted.name, stage.space(), stage.dtype), quotient.divisor)
+        if quotient.zero_for_nan:
+            zero = const(0.0, stage.dtype)
+            value = alu("where", alu("gt", quotient.divisor, zero, dtype=np.dtype(bool)), value, zero)
+        result += [weighted, replace(stage, body=value, reduce=(), combine="")]
     return result
+
+
+@dataclass(frozen=True)
+class _Quotient:
+    """``dividend / divisor``, perhaps with 0 instead of NaN."""
+
+    dividend: Load
+    divisor: Load
+    zero_for_nan: bool
+
+
+def _quotient(expr: Expr) -> _Quotient | None:
+    zero_for_nan = False
+    if isinstance(expr, Alu) and expr.op == "where" and is_zero(expr.args[1]):
+        test, _, value = expr.args
+        if not isinstance(test, Alu) or test.op != "isnan" or test.args[0] is not value:
+            return None
+        expr, zero_for_nan = value, True
+    if not isinstance(expr, Alu) or expr.op != "div":
+        return None
+    dividend, divisor = expr.args
+    loads = isinstance(dividend, Load) and isinstance(divisor, Load)
+    return _Quotient(dividend, divisor, zero_for_nan) if loads else None  # type: ignore[arg-type]
+
+
+def _of_rows(quotient: _Quotient, local: Mapping[str, Stage], rows: int) -> bool:
+    """Whether a local row is divided by one number of that row; where NaN is replaced, by the sum of a softmax."""
+    powers, total = local.get(quotient.dividend.tensor), local.get(quotient.divisor.tensor)
+    if powers is None or total is None or len(total.shape) != rows:
+        return False
+    if not quotient.zero_for_nan:
+        return True
+    difference = _exponent(powers)
+    if difference is None or _row_load(powers, rows, total, "sum") is None:
+        return False
+    scores, maximum = (local.get(x.tensor) for x in difference)
+    return (
+        scores is not None
+        and maximum is not None
+        and _row_load(scores, rows, maximum, "max") is not None
+        and _same(difference[0], scores, powers, rows, powers.shape[rows:])
+    )
+
+
+def _exponent(powers: Stage) -> tuple[Load, Load] | None:
+    """Of a stage ``exp(a - b)``, what it loads as a and b."""
+    raised = powers.body
+    if not isinstance(raised, Alu) or raised.op != "exp" or powers.reduce:
+        return None
+    (difference,) = raised.args
+    if not isinstance(difference, Alu) or difference.op != "sub":
+        return None
+    a, b = difference.args
+    return (a, b) if isinstance(a, Load) and isinstance(b, Load) else None
 
 
 def find(stages: Sequence[Stage], rows: int) -> Softmax | None:
@@ -84,14 +142,10 @@ def find(stages: Sequence[Stage], rows: int) -> Softmax | None:
     t, e = _row_load(scores, rows, maximum, "max"), _row_load(powers, rows, total, "sum")
     if t is None or e is None or not _same(pair[0], powers, second, rows, second.reduce):
         return None
-    raised = powers.body
-    if not isinstance(raised, Alu) or raised.op != "exp" or powers.reduce:
+    difference = _exponent(powers)
+    if difference is None or difference[1].tensor != maximum.name:
         return None
-    (difference,) = raised.args
-    if not isinstance(difference, Alu) or difference.op != "sub":
-        return None
-    of_powers = _same(difference.args[0], scores, powers, rows, powers.shape[rows:])
-    if not of_powers or not isinstance(difference.args[1], Load) or difference.args[1].tensor != maximum.name:
+    if not _same(difference[0], scores, powers, rows, powers.shape[rows:]):
         return None
     epilogue = stages[marks[0] + 1 : marks[1] - 3]
     if not is_epilogue(first, epilogue):
