@@ -170,6 +170,37 @@ def test_short_rows_are_kept_whole() -> None:
         assert any("sm_softmax_block" in text for text in program.sources.values()) == blocks
 
 
+@pytest.mark.parametrize("keys", [48, 700])
+def test_a_row_that_is_needed_before_and_after(keys: int) -> None:
+    """``n = LayerNorm(x); y = softmax(n K^T) V + n``: blocks of rows come by twice, and n must be there both times."""
+    rng = np.random.default_rng(1)
+    k, v = (rng.standard_normal((32, keys)).astype(np.float32) for _ in "kv")
+    values = {"g": np.ones(32, np.float32), "b": np.full(32, 0.5, np.float32)}
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "g", "b"], ["n"]),
+        helper.make_node("MatMul", ["n", "k"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["o"]),
+        helper.make_node("Add", ["o", "n"], ["y"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", (300, 32)), ("k", (32, keys)), ("v", (keys, 32)))
+    ]
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (300, 32))
+    weights = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "both", inputs, [y], weights),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    x = rng.standard_normal((300, 32)).astype(np.float32)
+    n = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) + 0.5
+    e = np.exp(n @ k - (n @ k).max(-1, keepdims=True))
+    wanted = e / e.sum(-1, keepdims=True) @ v.T + n
+    np.testing.assert_allclose(answer(proto, {"x": x, "k": k, "v": np.ascontiguousarray(v.T)}), wanted, atol=2e-5)
+
+
 def test_only_a_softmax_goes_in_blocks() -> None:
     """The same contractions with another function between them keep their rows."""
     proto = attention(1, 30, 800, 16, 16, normalised=False)

@@ -154,6 +154,8 @@ def find(stages: Sequence[Stage], rows: int) -> Softmax | None:
     readers[powers.name] = {total.name, second.name}
     readers |= {stage.name: {s.name for s in epilogue} for stage in (first, *epilogue) if stage is not scores}
     readers[total.name] = {stage.name for stage in stages[marks[1] + 1 :]}
+    # What comes before the scores is computed again for each block of keys, and not once more after the last one.
+    readers |= {stage.name: {s.name for s in stages[: marks[1]]} for stage in stages[: marks[0]]}
     if any(s.name not in readers.get(name, {s.name}) for s in stages for name in tensors_read(s.body)):
         return None
     keys = math.prod(scores.shape[rows:])
