@@ -58,13 +58,13 @@ class Softmax:
 
 
 def divide_last(stages: Sequence[Stage], rows: int) -> list[Stage]:
-    """The same stages, with the quotient of a row by one number taken after the contraction that sums it."""
+    """The same stages, with the quotient of a softmax taken after the contraction that sums it."""
     result: list[Stage] = []
     local = {stage.name: stage for stage in stages}
     for stage in stages:
         pair = factors(stage) if is_contraction(stage, rows) else None
         quotient = _quotient(pair[0]) if pair is not None else None
-        if pair is None or quotient is None or not _of_rows(quotient, local, rows):
+        if pair is None or quotient is None or not _of_softmax(quotient, local, rows):
             result.append(stage)
             continue
         weighted = replace(stage, name=f"{stage.name}.weighted", body=alu("mul", quotient.dividend, pair[1]))
@@ -99,13 +99,11 @@ def _quotient(expr: Expr) -> _Quotient | None:
     return _Quotient(dividend, divisor, zero_for_nan) if loads else None  # type: ignore[arg-type]
 
 
-def _of_rows(quotient: _Quotient, local: Mapping[str, Stage], rows: int) -> bool:
-    """Whether a local row is divided by one number of that row; where NaN is replaced, by the sum of a softmax."""
+def _of_softmax(quotient: _Quotient, local: Mapping[str, Stage], rows: int) -> bool:
+    """Whether it is of a softmax: then no dividend is above 1, so weighted sums of them are as finite as of quotients."""
     powers, total = local.get(quotient.dividend.tensor), local.get(quotient.divisor.tensor)
-    if powers is None or total is None or len(total.shape) != rows:
+    if powers is None or total is None:
         return False
-    if not quotient.zero_for_nan:
-        return True
     difference = _exponent(powers)
     if difference is None or _row_load(powers, rows, total, "sum") is None:
         return False
