@@ -100,7 +100,7 @@ def _quotient(expr: Expr) -> _Quotient | None:
 
 
 def _of_softmax(quotient: _Quotient, local: Mapping[str, Stage], rows: int) -> bool:
-    """Whether it is of a softmax: then no dividend is above 1, so weighted sums of them are as finite as of quotients."""
+    """Whether it is of a softmax: no dividend is above 1 then, and sums of them are as finite as sums of quotients."""
     powers, total = local.get(quotient.dividend.tensor), local.get(quotient.divisor.tensor)
     if powers is None or total is None:
         return False
