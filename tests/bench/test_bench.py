@@ -37,7 +37,7 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setenv("BENCH_LOG", str(tmp_path / "log"))
     monkeypatch.setattr(runner, "BURST_SECONDS", 0.0)
 
-    def of_zoo(name, folder):
+    def of_zoo(name, folder, batch, resolution):
         if name == "swin_t":
             return Case(name, folder / "swin_t.onnx", network=name, error="cannot be exported: no such luck")
         return Case(name, folder / f"{name}.onnx", {"x": X}, {"y": 2 * X}, name)
@@ -252,6 +252,43 @@ def test_groups_share_an_anchor(fake, monkeypatch):
     assert (rows["full"].runs, rows["naive"].runs) == (4, 1)
     assert rows["full"].drift >= 1.0
     assert rows["naive"].drift is None
+
+
+def test_cpu_time(fake, capsys):
+    """The fake's runs take no CPU time to speak of, but all of it is of this clock."""
+    result = measure(options(fake, levels=("full",), rounds=1, clock="cpu"))
+    assert [row.median_ms is not None for row in result.rows] == [True, True]
+    show(result)
+    assert "CPU time of all threads, 1 threads" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no clock 'sun'"):
+        measure(options(fake, clock="sun"))
+
+
+def test_busy_processes_end_with_the_block(monkeypatch):
+    started = []
+
+    def start(command, **more):
+        started.append(original(command, **more))
+        return started[-1]
+
+    original = rounds.subprocess.Popen
+    monkeypatch.setattr(rounds.subprocess, "Popen", start)
+
+    def fail():
+        assert [process.poll() for process in started] == [None, None]
+        raise KeyError
+
+    with pytest.raises(KeyError), rounds.busy_processes(2):
+        fail()
+    assert [process.poll() for process in started] == [-9, -9]
+
+
+def test_load_is_a_condition(fake, capsys):
+    result = measure(options(fake, levels=("full",), rounds=1, load=1))
+    show(result)
+    assert "1 busy process beside them, 1 threads" in capsys.readouterr().out
+    with pytest.raises(InputError, match="wall time, 1 busy processes"):
+        measure(options(fake, rounds=1), result)
 
 
 def test_all_means_installed(fake):

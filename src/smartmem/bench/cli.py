@@ -49,6 +49,13 @@ def bench(
         bool, typer.Option("--add", help="Keep the networks that are in --json FILE, and measure only the others.")
     ] = False,
     as_html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a page with charts.")] = None,
+    scale: Annotated[
+        str, typer.Option(metavar="AXIS=N,N,...", help="Tables of growth: batch, resolution (--zoo) or threads.")
+    ] = "",
+    clock: Annotated[
+        str, typer.Option(help="wall: elapsed time; cpu: CPU time of all threads, for machines that are busy.")
+    ] = "wall",
+    load: Annotated[int, typer.Option(min=0, help="Busy processes that run beside the measured ones.")] = 0,
     device: DeviceName = "cpu",
     memory: Annotated[
         str, typer.Option("--memory", metavar="KIND,...", help="OpenCL: auto, buffer, texture; a row for each.")
@@ -76,6 +83,7 @@ def bench(
     from smartmem.bench.page import page
     from smartmem.bench.result import read_json, write_json, write_text
     from smartmem.bench.run import measure
+    from smartmem.bench.scale import measure_scale, parse_scale, show_scale, write_scale
     from smartmem.bench.table import show
     from smartmem.inputs import parse_shapes
 
@@ -90,6 +98,8 @@ def bench(
         raise InputError("--add goes with --zoo and --json FILE, to which it adds")
     if zoo and shape:
         raise InputError("--shape goes with a MODEL; the zoo's networks have the shapes that `smartmem zoo list` shows")
+    if scale and (add or prepare or as_html is not None):
+        raise InputError("--scale goes without --add, --prepare and --html")
     options = Options(
         model=model,
         networks=_words(models),
@@ -108,12 +118,22 @@ def bench(
         zoo_dir=zoo_dir,
         work=work,
         timed=not prepare,
+        clock=clock,
+        load=load,
         limit=limit,
         seconds=seconds,
         longest=longest,
         environments=environments,
         database=database,
     )
+    if scale:
+        keep = None if file is None else lambda found: write_scale(found, file)
+        scaling = measure_scale(options, parse_scale(scale), keep)
+        if as_json != "-":
+            show_scale(scaling)
+        else:
+            write_scale(scaling, as_json)
+        return
     earlier = read_json(Path(file)) if add and file is not None and Path(file).is_file() else None
     # The file is written after each network, so that an interrupted run loses one at most.
     result = measure(options, earlier, lambda found: write_json(found, file) if file is not None else None)

@@ -31,6 +31,7 @@ class Case:
         inputs: arrays by name.
         outputs: torch's, by name; empty where the first peer that runs is the reference.
         network: name in the zoo, or "".
+        resolution: of that network, where it is not the default.
         error: why there is no file to measure, else "".
     """
 
@@ -39,6 +40,7 @@ class Case:
     inputs: Mapping[str, Array] = field(default_factory=dict)
     outputs: Mapping[str, Array] = field(default_factory=dict)
     network: str = ""
+    resolution: int | None = None
     error: str = ""
 
     def size(self) -> int:
@@ -68,8 +70,8 @@ def of_file(model: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Ca
     return Case(str(model), model, random_inputs(specs, seed))
 
 
-def of_zoo(name: str, folder: Path) -> Case:
-    """A network of the zoo, exported to `folder` unless it is there.
+def of_zoo(name: str, folder: Path, batch: int = 1, resolution: int | None = None) -> Case:
+    """A network of the zoo, exported to `folder` unless it is there: NAME.onnx, or NAME-batch2-resolution448.onnx.
 
     A network that torch cannot export is a case with an error.
 
@@ -80,16 +82,19 @@ def of_zoo(name: str, folder: Path) -> Case:
     from smartmem.zoo.registry import find
 
     network = find(name)
-    model = folder / f"{name}.onnx"
+    asked = {"batch": batch if batch > 1 else None, "resolution": resolution if resolution != network.size else None}
+    sizes = {option: value for option, value in asked.items() if value is not None}
+    model = folder / ("-".join([name, *(f"{option}{value}" for option, value in sizes.items())]) + ".onnx")
+    size = sizes.get("resolution")
     if not model.is_file():
         try:
-            _export(name, model)
+            _export(name, model, sizes)
         except ModelError as error:
-            return Case(name, model, network=name, error=str(error))
+            return Case(name, model, network=name, resolution=size, error=str(error))
     sample = model.with_suffix(".npz")
     if not sample.is_file():  # exported by other means
         _check_names(model, name, [spec.name for spec in network.inputs], list(network.outputs))
-        return Case(name, model, network.example(), network=name)
+        return Case(name, model, network.example(batch, size), network=name, resolution=size)
     with np.load(sample, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     inputs = {spec.name: arrays.get(f"input.{spec.name}") for spec in network.inputs}
@@ -98,7 +103,7 @@ def of_zoo(name: str, folder: Path) -> Case:
     wanted = {key: array for key, array in outputs.items() if array is not None}
     if len(given) < len(inputs) or len(wanted) < len(outputs):
         raise InputError(f"{sample}: is no sample of {name}; delete it and {model} to have them exported again")
-    return Case(name, model, given, wanted, name)
+    return Case(name, model, given, wanted, name, size)
 
 
 def _check_names(model: Path, name: str, inputs: list[str], outputs: list[str]) -> None:
@@ -133,10 +138,11 @@ def zoo_folder() -> Path:
     return folder
 
 
-def _export(name: str, model: Path) -> None:
+def _export(name: str, model: Path, sizes: Mapping[str, int]) -> None:
     """In a process of its own, whose memory is gone afterwards: the largest network has 4 GB of weights."""
     model.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "smartmem", "zoo", "export", name, "-o", str(model)]
+    command += [text for option, value in sizes.items() for text in (f"--{option}", str(value))]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("smartmem: error: ")

@@ -19,12 +19,15 @@ class Options:
         model: an ONNX file; None: networks of the zoo.
         networks: of the zoo; empty: all.
         against: peers; `ALL` stands for every one that is installed.
+        batch, resolution: of the zoo's networks, as `smartmem zoo export` takes them.
         zoo_dir: where the exports are; None: in the cache.
         work: where what preparation made stays for later runs; None: a temporary folder.
         timed: whether the rounds follow the preparation.
         device, layout: where smartmem runs and how layouts are assigned there, as `smartmem run` takes them.
         memories, precisions: on a device, every level has a row for each of both, every GPU peer for each precision.
         jobs: runners of a network that load at the same time before the rounds; the rounds take turns in any case.
+        load: busy processes that run beside the measured ones.
+        clock: "wall", or "cpu" for the CPU time of all threads, which other processes on the machine disturb less.
         limit: seconds that a runner may take to convert, and again to load and answer.
         seconds: of measured runs for one runner and network; slow ones take part in fewer rounds, three at least.
         longest: seconds of one run above which a runner is not timed.
@@ -36,6 +39,8 @@ class Options:
     networks: tuple[str, ...] = ()
     against: tuple[str, ...] = ("onnxruntime",)
     levels: tuple[str, ...] = LEVELS
+    batch: int = 1
+    resolution: int | None = None
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     rounds: int = 10
     threads: int | None = None
@@ -49,6 +54,8 @@ class Options:
     zoo_dir: Path | None = None
     work: Path | None = None
     timed: bool = True
+    clock: str = "wall"
+    load: int = 0
     limit: float = 300.0
     seconds: float = 8.0
     longest: float = 30.0
@@ -98,6 +105,7 @@ def check(options: Options) -> tuple[str, ...]:
     check_known("peer", [name for name in options.against if name != ALL], PEERS)
     check_known("level", options.levels, LEVELS)
     check_known("network", options.networks, NETWORKS)
+    check_known("clock", [options.clock], ("wall", "cpu"))
     if not options.levels and not options.against:
         raise InputError("nothing to measure: give --levels or --against")
     if options.environments is not None and not options.environments.is_dir():

@@ -14,7 +14,7 @@ from html import escape
 from smartmem.bench.charts import CLIP, breakdown, by_placement, counts, furthest, latency, milliseconds
 from smartmem.bench.peers import SMARTMEM
 from smartmem.bench.result import Result, Row
-from smartmem.bench.table import number
+from smartmem.bench.table import conditions, number
 from smartmem.levels import LEVELS
 from smartmem.report.tables import size
 
@@ -76,8 +76,8 @@ def _conditions(result: Result) -> str:
     days = sorted({date.partition(" ")[0] for date in result.dates.values()})
     return (
         f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cpus', '?')} CPUs, {machine.get('system', '')}, Python "
-        f"{machine.get('python', '')}, {' to '.join(days[:1] + days[1:][-1:])}; {result.threads} threads, "
-        f"{result.rounds} interleaved rounds, "
+        f"{machine.get('python', '')}, {' to '.join(days[:1] + days[1:][-1:])}; {conditions(result)}"
+        f"{result.threads} threads, {result.rounds} interleaved rounds, "
         + (f"smartmem on {machine['smartmem']}" if "smartmem" in machine else "float32")
     )
 

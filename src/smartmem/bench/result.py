@@ -84,6 +84,8 @@ class Result:
         dates: by network, when it was measured.
         missing: peers that "all" left out, and why.
         machine: CPU, system, Python.
+        load: how many busy processes ran beside the measured ones.
+        clock: what was measured: "wall" or "cpu".
     """
 
     rows: list[Row]
@@ -93,6 +95,8 @@ class Result:
     dates: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
+    clock: str = "wall"
+    load: int = 0
 
     def models(self) -> list[str]:
         """The networks, in order."""

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,6 +63,20 @@ def time_runners(
         for runner in runners:
             runner.end()
     _summarize(runners)
+
+
+@contextlib.contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Processes that compute without end, until the block does; each would like one CPU for itself."""
+    work = "while True: pass"
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        running += [subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.DEVNULL) for _ in range(count)]
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def available_bytes() -> int:

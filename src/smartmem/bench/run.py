@@ -20,7 +20,7 @@ from smartmem.bench.networks import Case, of_file, of_zoo, zoo_folder
 from smartmem.bench.options import Options, check, described, find_device
 from smartmem.bench.peers import ALL, GPU_PEERS, PEERS, SMARTMEM
 from smartmem.bench.result import Result, Row, machine, now
-from smartmem.bench.rounds import Report, time_runners
+from smartmem.bench.rounds import Report, busy_processes, time_runners
 from smartmem.bench.runner import Runner
 from smartmem.errors import InputError
 from smartmem.inputs import write_npz
@@ -30,13 +30,19 @@ from smartmem.runtime.cache import replacing
 from smartmem.runtime.threads import default_threads
 
 
-def measure(options: Options, earlier: Result | None = None, keep: Callable[[Result], None] | None = None) -> Result:
+def measure(
+    options: Options,
+    earlier: Result | None = None,
+    keep: Callable[[Result], None] | None = None,
+    seen: Callable[[Case], None] | None = None,
+) -> Result:
     """Prepare every network, check and time every runner on it.
 
     Args:
         options: what to measure.
         earlier: a result to add to; its networks are not measured again.
         keep: called with the result so far after each network.
+        seen: called with each network before it is measured.
 
     Raises:
         InputError: an unknown network, level or peer, or nothing to measure, or `earlier` is of other conditions.
@@ -47,11 +53,12 @@ def measure(options: Options, earlier: Result | None = None, keep: Callable[[Res
     threads = options.threads or default_threads()
     device = find_device(options)
     here = machine() | described(options, device)
-    result = earlier or Result([], threads, options.rounds, machine=here)
-    if (result.threads, result.rounds, result.machine) != (threads, options.rounds, here):
+    result = earlier or Result([], threads, options.rounds, machine=here, clock=options.clock, load=options.load)
+    given = (threads, options.rounds, here, options.clock, options.load)
+    if (result.threads, result.rounds, result.machine, result.clock, result.load) != given:
         raise InputError(
-            f"--add: the earlier rows are of {result.threads} threads, {result.rounds} rounds and "
-            f"{', '.join(result.machine.values())}; give --json another file"
+            f"--add: the earlier rows are of {result.threads} threads, {result.rounds} rounds, {result.clock} time, "
+            f"{result.load} busy processes and {', '.join(result.machine.values())}; give --json another file"
         )
     done = result.models()
     with (
@@ -62,8 +69,10 @@ def measure(options: Options, earlier: Result | None = None, keep: Callable[[Res
         shown, result.missing = _rows(options, device is not None, threads, Path(temporary) / "versions")
         for case in _cases(options, [name for name in names if name not in done]):
             rows = [replace(row, model=case.name, error=case.error or row.error) for row in shown]
+            if seen is not None:
+                seen(case)
             if not case.error:
-                place = folder / (case.network or "model")
+                place = folder / (case.model.stem if case.network else "model")
                 result.references[case.name] = _measure_case(case, rows, options, threads, place, report)
             result.rows += sorted(rows, key=lambda row: LEVELS.index(row.level) if row.level in LEVELS else len(LEVELS))
             result.dates[case.name] = now()
@@ -92,7 +101,8 @@ def _measure_case(
         if not runner.row.error:
             runner.prepare(judge)
     if options.timed:
-        time_runners(case.name, order, options.rounds, report, options.jobs)
+        with busy_processes(options.load):
+            time_runners(case.name, order, options.rounds, report, options.jobs)
     return judge.reference
 
 
@@ -125,4 +135,4 @@ def _cases(options: Options, names: Sequence[str]) -> Iterable[Case]:
         return
     folder = options.zoo_dir or zoo_folder()
     for name in names:
-        yield of_zoo(name, folder)
+        yield of_zoo(name, folder, options.batch, options.resolution)

@@ -114,7 +114,7 @@ class Runner:
             return
 
         def burst() -> None:
-            answer = self._asked(do="burst", runs=runs, warm=warm)
+            answer = self._asked(do="burst", runs=runs, warm=warm, clock=self._options.clock)
             self.bursts.setdefault(group, []).extend(answer["seconds"])
             self.row.peak_bytes = answer["peak"]
             # Others may have loaded while it told how long one run takes.
@@ -223,6 +223,7 @@ class Runner:
             "threads": self._threads,
             "folder": str(self._files),
             "network": self._case.network,
+            "resolution": self._case.resolution,
             "level": self.row.level,
             "march": self._options.march,
             "target": self._target(),

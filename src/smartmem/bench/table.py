@@ -22,8 +22,9 @@ def show(result: Result) -> None:
             drift = next((f"; speed changed by {row.drift:.2f} between groups" for row in rows if row.drift), "")
             out.print(f"errors against {reference}{drift}\n")
     out.print(
-        f"{result.threads} threads, {result.rounds} interleaved rounds, {result.machine.get('cpu', '')} "
-        f"({result.machine.get('cpus', '?')} CPUs), {max(result.dates.values(), default='')}"
+        f"{conditions(result)}{result.threads} threads, {result.rounds} interleaved rounds, "
+        f"{result.machine.get('cpu', '')} ({result.machine.get('cpus', '?')} CPUs), "
+        f"{max(result.dates.values(), default='')}"
     )
     if "smartmem" in result.machine:
         out.print(f"smartmem on {result.machine['smartmem']}")
@@ -55,6 +56,12 @@ def _note(row: Row, rounds: int) -> Text:
     notes = ["fastest"] if row.ratio is not None and row.ratio < 1 else []
     notes += [f"{row.rounds} rounds"] if row.rounds < rounds else []
     return Text(", ".join(notes), style="green" if row.ratio is not None and row.ratio < 1 else "")
+
+
+def conditions(result: Result) -> str:
+    """What the milliseconds are where that is not elapsed time, and what else ran."""
+    busy = f"{result.load} busy process{'es' if result.load > 1 else ''} beside them, " if result.load else ""
+    return ("CPU time of all threads, " if result.clock == "cpu" else "") + busy
 
 
 def number(value: float | None, form: str) -> str:

@@ -5,12 +5,12 @@ Spoken over pipes, one JSON object a line: the parent asks, the worker answers.
     {"do": "version", "peer": …}                     -> {"version": …}
     {"do": "convert", "peer": …, job …}              -> {"facts": {…}}
     {"do": "load", "peer": …, "outputs": …npz or "", job …} -> {"seconds": of the second run, "facts": {…}, "peak": …}
-    {"do": "burst", "runs": n, "warm": true}         -> {"seconds": [n times], "peak": bytes}
+    {"do": "burst", "runs": n, "warm": true, "clock": …} -> {"seconds": [n times], "peak": bytes}
     anything that fails                              -> {"error": one line}
 
-A job is {"model", "inputs": …npz, "threads", "folder", "network", "level", "march", "target", "database"}; `warm` puts
-an unmeasured run before the measured ones. Between two requests the process waits in read(), and the parent has it
-stopped.
+A job is {"model", "inputs": …npz, "threads", "folder", "network", "resolution", "level", "march", "target",
+"database"}; `warm` puts an unmeasured run before the measured ones. Between two requests the process waits in read(),
+and the parent has it stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def serve() -> None:
         try:
             if request["do"] == "burst":
                 assert peer is not None
-                answer = _burst(peer, request["runs"], request["warm"])
+                answer = _burst(peer, request["runs"], request["warm"], request["clock"])
             else:
                 peer = peer_class(request["peer"])()
                 answer = _DO[request["do"]](peer, request)
@@ -78,10 +79,19 @@ def _load(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
 _DO = {"version": _version, "convert": _convert, "load": _load}
 
 
-def _burst(peer: Peer, runs: int, warm: bool) -> dict[str, Any]:
+def _burst(peer: Peer, runs: int, warm: bool, clock: str) -> dict[str, Any]:
     if warm:
-        peer.seconds()  # caches and clocks are the other peers' at first
-    return {"seconds": [peer.seconds() for _ in range(runs)], "peak": peak_bytes()}
+        _seconds(peer, clock)  # caches and clocks are the other peers' at first
+    return {"seconds": [_seconds(peer, clock) for _ in range(runs)], "peak": peak_bytes()}
+
+
+def _seconds(peer: Peer, clock: str) -> float:
+    """Of one run: elapsed time, or the CPU time of all threads of the process."""
+    if clock == "wall":
+        return peer.seconds()
+    start = time.process_time()
+    peer.run()
+    return time.process_time() - start
 
 
 def _job(request: dict[str, Any]) -> Job:
@@ -93,6 +103,7 @@ def _job(request: dict[str, Any]) -> Job:
         threads=request["threads"],
         folder=Path(request["folder"]),
         network=request["network"],
+        resolution=request.get("resolution"),
         level=request["level"] or "full",
         march=request["march"],
         target=request.get("target", {"device": "cpu"}),

@@ -21,6 +21,7 @@ from smartmem.schedule.backend import Backend
 from smartmem.schedule.code import KernelCode, Target
 from smartmem.schedule.loops import build, choose_lane
 from smartmem.schedule.operand_b import b_tensors
+from smartmem.schedule.pipeline import softmax_of
 from smartmem.schedule.roles import is_contraction
 from smartmem.schedule.tasks import column_tasks
 
@@ -69,7 +70,7 @@ def schedulable(kernel: Kernel, constants: set[str]) -> str:
         if not set(b_tensors(second)) - constants:
             return "two matrix products with constant weights: the second would lose its column tasks"
         widest = math.prod(first.shape[kernel.rows :])
-        if widest > LOCAL_FLOATS:
+        if widest > LOCAL_FLOATS and softmax_of(kernel.stages, kernel.rows) is None:
             return f"a row of {widest} floats between two contractions does not stay in cache"
     return ""
 

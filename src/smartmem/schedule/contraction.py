@@ -21,7 +21,7 @@ from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.stage import Stage
 from smartmem.schedule.flatten import B, Flat, K, N
 from smartmem.schedule.operand_a import Walk, walk_of
-from smartmem.schedule.operand_b import direct_b
+from smartmem.schedule.operand_b import direct_b, held_of
 from smartmem.schedule.tile_functions import grouped_tile_function, tile_function
 from smartmem.schedule.tiling import tile_columns
 
@@ -38,17 +38,18 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
     flat, walk = p.flats[stage.name], walk_of(p, stage)
     width, tiling, columns = tile_columns(p.target, flat.columns), p.tiling, flat.columns
     with w.block(""), ExitStack() as opened:
-        _row_pointers(e, stage, flat, walk, tiling.block)
+        row_pointers(e, stage, flat, walk, tiling.block)
         if p.shared_step is not None:
             opened.enter_context(w.loop("b", "b1", "b0"))
-        source, stride, streamed = _b_pointer(e, stage, flat, walk, width)
-        start, end = "0", str(columns)
+        source, stride, streamed = b_pointer(e, stage, flat, walk, width)
+        held = held_of(p, stage, walk)
+        start, end = held.column, held.columns_end or str(columns)
         if (epilogue or [stage])[-1] is p.stages[-1] and e.task.column_chunks > 1:
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
         blocks = _k_blocks(walk) if p.target.tuned else KBlocks(1, walk.count, 1, walk.run)
         prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed and p.target.tuned else 0
-        held = tiling.block if blocks.count > 1 else tiling.rows
-        w.line(f"float *const c = s + {p.reserve(held * width)};")
+        kept = tiling.block if blocks.count > 1 else tiling.rows
+        w.line(f"float *const c = s + {p.reserve(kept * width)};")
         with w.loop("n0", end, start, width):
             w.line(f"const float *const bp = {source};")
             if blocks.count == 1:
@@ -132,10 +133,10 @@ def _tile_loop(
         with w.block(final), w.loop("y", "height"):
             w.line("const long r = i + y, m = m0 + r;")
             w.line("(void)m;")
-            _epilogue_row(e, stage, epilogue, flat, flat.columns, width)
+            epilogue_row(e, stage, epilogue, flat, flat.columns, width)
 
 
-def _row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:
+def row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:
     """a[segment][row]: where each row of A starts in each segment; guarded rows start at zeros."""
     p, w = e.pipeline, e.writer
     size = walk.count * table
@@ -176,25 +177,28 @@ def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
     return text + f"sm_zeros_{zeros}"
 
 
-def _b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int, bool]:
-    """C expression for panel n0 of B, the distance between its rows, and whether it streams from memory."""
+def b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int, bool]:
+    """C expression for panel n0 of B at the first step that is held, the distance between steps, and whether it streams
+    from memory."""
     p = e.pipeline
-    size = walk.depth * width
+    held = held_of(p, stage, walk)
     if stage.name in e.packed.slot:
         pointer = e.arguments.pointer(e.packed.slot[stage.name], "float")
         batches = e.packed.weights[e.packed.slot[stage.name]].shape[0]
+        size = walk.depth * width
         per_batch = f"b * {-(-flat.columns // width) * size} + " if batches > 1 else ""
         return f"{pointer} + {per_batch}n0 / {width} * {size}", width, True
     direct = direct_b(p, stage)
     if direct is None:
-        return f"s + {e.packed_offset(stage)} + n0 / {width} * {size}", width, False
+        place = "n0" if held.column == "0" else f"(n0 - {held.column})"
+        return f"s + {e.packed_offset(stage)} + {place} / {width} * {held.depth * width}", width, False
     context = e.context(flat, None, row="0", column="n0")
-    names = {**context.axes.names, K: "0"}
+    names = {**context.axes.names, K: held.step}
     address = c_lin(direct.address, replace(context.axes, names=names, extents=(*flat.extents[:K], walk.run)))
     return f"{e.pointers[direct.tensor]} + {address}", direct.stride, False
 
 
-def _epilogue_row(e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, columns: int, width: int) -> None:
+def epilogue_row(e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, columns: int, width: int) -> None:
     """One row of the tile: chunks of lanes through the epilogue stages, then stored."""
     p, w = e.pipeline, e.writer
     lanes = p.target.lanes

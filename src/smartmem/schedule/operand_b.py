@@ -151,7 +151,12 @@ class DirectB:
 
 
 def direct_b(pipeline: Pipeline, stage: Stage) -> DirectB | None:
-    """How a dynamic B is read in place, or None if it has to be packed."""
+    """How a dynamic B is read in place, or None if it has to be packed.
+
+    A block of keys is packed in any case: its rows are often a power of two apart, which few sets of the cache serve.
+    """
+    if pipeline.softmax is not None:
+        return None
     flat, walk = pipeline.flats[stage.name], walk_of(pipeline, stage)
     width = tile_columns(pipeline.target, flat.columns)
     b = operands(flat)[1]
@@ -176,8 +181,35 @@ def direct_b(pipeline: Pipeline, stage: Stage) -> DirectB | None:
     return DirectB(b.tensor, address, row_stride)
 
 
+@dataclass(frozen=True)
+class Held:
+    """The part of a dynamic B that a kernel works with at a time: all of it, or a block of keys (see `online`).
+
+    Attributes:
+        columns, depth: how much of it, at most.
+        column, columns_end, step, steps_end: what part, as C.
+    """
+
+    columns: int
+    depth: int
+    column: str = "0"
+    columns_end: str = ""
+    step: str = "0"
+    steps_end: str = ""
+
+
+def held_of(pipeline: Pipeline, stage: Stage, walk: Walk) -> Held:
+    """The part of B that is held at a time. Keys are columns of the first contraction and steps of the second."""
+    softmax, columns = pipeline.softmax, pipeline.flats[stage.name].columns
+    if softmax is not None and stage.name == softmax.first:
+        return Held(pipeline.key_block, walk.depth, column="j0", columns_end="j1")
+    if softmax is not None and stage.name == softmax.second:
+        return Held(columns, pipeline.key_block, step="j0", steps_end="j1")
+    return Held(columns, walk.depth)
+
+
 def emit_pack(e: RowEmitter, stage: Stage) -> None:
-    """Packs a dynamic B of the current batch entry into panels in scratch."""
+    """Packs what is held of a dynamic B of the current batch entry into panels in scratch."""
     p, w = e.pipeline, e.writer
     flat, walk = p.flats[stage.name], walk_of(p, stage)
     width = tile_columns(p.target, flat.columns)
@@ -186,31 +218,30 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
     b = reindex(operands(flat)[1], (*keep, *walk.axes), flat.extents)
     extents = (*flat.extents[:K], *walk.segments, walk.run)
     moved = replace(flat, extents=extents)
-    panels = -(-columns // width)
-    offset = e.packed_offset(stage)
+    held, offset = held_of(p, stage, walk), e.packed_offset(stage)
     if _transposes(p, b, walk, moved, lanes):
-        _pack_transposed(e, b, walk, moved, offset, width)
+        _pack_transposed(e, b, walk, moved, held, offset, width)
         return
     loops = [f"k{k}" for k in range(len(walk.segments) + 1)]
     flat_k = Lin()
     for position, extent in enumerate((*walk.segments, walk.run)):
         flat_k = flat_k * extent + axis_digit(K + position, extent)
-    along_k = list(zip(loops, (*walk.segments, walk.run), strict=True))
-    along_n = ("n", panels * width, 0, "SM_W")
+    along_n = ("n", _panels_end(held, columns, width), held.column, "SM_W")
     apart = _divides(p, b, {N}, set(range(K, len(extents))), extents)
     with ExitStack() as opened:
         if not apart:
             opened.enter_context(w.loop(*along_n))
-        for name, extent in along_k:
+        for name, extent in zip(loops, walk.segments, strict=False):
             opened.enter_context(w.loop(name, extent))
+        opened.enter_context(w.loop(loops[-1], held.steps_end or walk.run, held.step))
         mark = w.mark()  # a row of B whose address takes divisions is found once
         if apart:
             opened.enter_context(w.loop(*along_n))
         context = e.context(moved, Lane(N, columns, lanes))
         if apart:
             context = replace(context, hoist=mark, inner=frozenset({N}))
-        panel = f"s + {offset} + n / {width} * {walk.depth * width} + n % {width}"
-        _pack_chunk(e, b, context, f"{panel} + ({c_lin(flat_k, context.axes)}) * {width}", columns, lanes)
+        step = _step(c_lin(flat_k, context.axes), held)
+        _pack_chunk(e, b, context, f"s + {_panel('n', held, offset, width)} + {step} * {width}", columns, lanes)
 
 
 def _divides(p: Pipeline, b: Expr, inner: set[int], outer: set[int], extents: tuple[int, ...]) -> bool:
@@ -220,6 +251,23 @@ def _divides(p: Pipeline, b: Expr, inner: set[int], outer: set[int], extents: tu
         if has_division(split_by(apart, outer)[1], extents):
             return True
     return False
+
+
+def _panels_end(held: Held, columns: int, width: int) -> int | str:
+    """The end of the last panel, as C."""
+    return (
+        f"({held.columns_end} + {width - 1}) / {width} * {width}" if held.columns_end else -(-columns // width) * width
+    )
+
+
+def _panel(column: str, held: Held, offset: int, width: int) -> str:
+    """Where column `column` of B begins in scratch, as C."""
+    place = column if held.column == "0" else f"({column} - {held.column})"
+    return f"{offset} + {place} / {width} * {held.depth * width} + {column} % {width}"
+
+
+def _step(step: str, held: Held) -> str:
+    return f"({step})" if held.step == "0" else f"({step} - {held.step})"
 
 
 def _transposes(p: Pipeline, b: Expr, walk: Walk, flat: Flat, lanes: int) -> bool:
@@ -236,7 +284,7 @@ def _transposes(p: Pipeline, b: Expr, walk: Walk, flat: Flat, lanes: int) -> boo
     return by_run and not by_column and not guarded
 
 
-def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, offset: int, width: int) -> None:
+def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held, offset: int, width: int) -> None:
     """Panels from squares of lanes x lanes: columns of the product are loaded along the run, then turned."""
     w, lanes, columns = e.writer, e.pipeline.target.lanes, flat.columns
     run = K + len(walk.segments)
@@ -246,9 +294,9 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, offset: int
         for k, extent in enumerate(walk.segments):
             segment = segment * extent + axis_digit(K + k, extent)
             loops.enter_context(w.loop(f"k{k}", extent))
-        loops.enter_context(w.loop("n0", -(-columns // width) * width, 0, "SM_W"))
+        loops.enter_context(w.loop("n0", _panels_end(held, columns, width), held.column, "SM_W"))
         context = e.context(flat, Lane(run, walk.run, lanes), column="n")
-        base = f"s + {offset} + n0 / {width} * {walk.depth * width} + n0 % {width}"
+        base = f"s + {_panel('n0', held, offset, width)}"
         w.line(f"float *const panel = {base} + ({c_lin(segment, context.axes)}) * {walk.run * width};")
         if isinstance(b, Load) and walk.run > lanes and _divides(e.pipeline, b, {run}, {N}, flat.extents):
             context = _columns_found(e, b, context, columns)
@@ -265,14 +313,16 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, offset: int
                     w.line("v[j] = sm_splat(0.0f);")
             w.line("sm_transpose(v);")
             with w.loop("j", count):
-                w.line(f"sm_store(panel + ({along_run} + j) * {width}, v[j]);")
+                w.line(f"sm_store(panel + {_step(f'{along_run} + j', held)} * {width}, v[j]);")
 
+        last = held.steps_end  # blocks of keys are whole vectors, except for the last one
         if whole:
-            with w.loop(along_run, whole, 0, "SM_W"):
+            end = f"({last} < {whole} ? {last} : {whole})" if last and whole < walk.run else last or whole
+            with w.loop(along_run, end, held.step, "SM_W"):
                 square(context, "SM_W")
         if whole < walk.run:
             assert context.lane is not None
-            with w.block(""):
+            with w.block(f"if ({last} > {whole})" if last else ""):
                 w.line(f"const long {along_run} = {whole}, count = {walk.run - whole};")
                 square(replace(context, lane=replace(context.lane, count="count")), "count")
 

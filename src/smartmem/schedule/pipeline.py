@@ -22,12 +22,16 @@ from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
 from smartmem.schedule.flatten import Flat, N, flatten
 from smartmem.schedule.groups import side_by_side
+from smartmem.schedule.online import Softmax, divide_last, find, is_epilogue
 from smartmem.schedule.operand_a import batch_step, pack_operand, walk_of
 from smartmem.schedule.operand_b import is_dynamic
 from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, permuted
-from smartmem.schedule.tiling import Tiling, tile_rows
+from smartmem.schedule.tiling import Tiling, tile_columns, tile_rows
 
 Array = np.ndarray[Any, Any]
+
+WHOLE_ROWS = 512  # keys up to which rows of scores are kept whole
+KEYS, BLOCK_ROWS = 512, 56  # of a block, at most
 
 
 @dataclass
@@ -42,17 +46,21 @@ class Region:
 class Place:
     """Where a local tensor lives: in C scalars of one row, in one row of scratch, or in scratch rows of the block.
 
-    `offset` counts floats from the start of the thread's scratch; `width` is the row length.
+    `offset` counts floats from the start of the thread's scratch; `width` is the row length. `first` is the column that
+    lies there, where a block of columns is kept; `index` the row's position in a "column", both as C.
     """
 
     kind: str  # "scalar", "register", "column" (one float per row of the block), "row", "block"
     offset: int = 0
     width: int = 0
+    first: str = ""
+    index: str = "r"
 
     @property
     def row(self) -> str:
         """Where row r of the block starts in scratch, in floats, as C."""
-        return f"{self.offset} + r * {self.width}" if self.kind == "block" else f"{self.offset}"
+        begin = f"{self.offset} - {self.first}" if self.first else f"{self.offset}"
+        return f"{begin} + r * {self.width}" if self.kind == "block" else begin
 
 
 @dataclass
@@ -62,6 +70,8 @@ class Pipeline:
     Attributes:
         contracted: names of the stages that are contractions.
         group_size: columns of one group where several batch entries lie side by side in a vector (see `groups`), or 0.
+        softmax: what goes in blocks of keys, so that no row of scores is whole (see `online`), or None.
+        key_block: how many keys a block has.
         shared_step: by how many floats operand A moves from one batch entry to the next where all entries use the same
             row pointers; a task then takes its rows through a range of entries. None: each entry has its own.
     """
@@ -79,6 +89,8 @@ class Pipeline:
     tiling: Tiling = field(default_factory=lambda: Tiling(1, 1, 1))
     contracted: frozenset[str] = frozenset()
     group_size: int = 0
+    softmax: Softmax | None = None
+    key_block: int = 0
     shared_step: int | None = None
     scratch: int = 0
     support: dict[str, str] = field(default_factory=dict)
@@ -120,12 +132,17 @@ def prepare(
     kernel = batch_first(kernel, rows)
     batch = len(batch_axes(kernel, rows))
     contracted = frozenset(s.name for s in kernel.stages if is_contraction(s, rows))
+    softmax = None
     groups = side_by_side(kernel, batch, storages, target, constants)
     if groups is not None:
         kernel, stages = groups.kernel, groups.kernel.stages
     else:
-        stages = _stage_operands(_inline_single(kernel.stages, rows), storages, batch, rows)
+        stages = divide_last(_inline_single(kernel.stages, rows), rows)
+        softmax = find(stages, rows)
+        stages = _stage_operands(stages, storages, batch, rows)
+        contracted = frozenset(s.name for s in stages if is_contraction(s, rows))
     pipeline = Pipeline(kernel, stages, batch, rows, storages, target, contracted=contracted)
+    pipeline.softmax = softmax if softmax is not None and softmax.keys > WHOLE_ROWS else None
     pipeline.group_size = groups.size if groups is not None else 0
     for stage in stages:
         pipeline.flats[stage.name] = flatten(stage, batch, rows, pipeline.is_contraction(stage))
@@ -133,9 +150,16 @@ def prepare(
     pipeline.constants = constants
     pipeline.shared_step = _shared_step(pipeline)
     note_divisions(pipeline)
+    if pipeline.softmax is not None:
+        pipeline.key_block = _key_block(pipeline)
     pipeline.tiling = _tiling(pipeline)
     _place(pipeline)
     return pipeline
+
+
+def softmax_of(stages: list[Stage], rows: int) -> Softmax | None:
+    """The softmax of a kernel that can go in blocks of keys, if it has one."""
+    return find(divide_last(_inline_single(stages, rows), rows), rows)
 
 
 def batch_axes(kernel: Kernel, rows: int) -> list[int]:
@@ -218,21 +242,19 @@ def _regions(pipeline: Pipeline) -> list[Region]:
 
 
 def _is_epilogue(pipeline: Pipeline, number: int) -> bool:
-    """Whether all stages from the last contraction up to the next one (or the end) are pointwise."""
+    """Whether a stage belongs to the epilogue of the contraction before it.
+
+    The epilogue is pointwise, and only the result of its last stage is kept for what follows.
+    """
     stages = pipeline.stages
-    marks = [k for k, s in enumerate(stages) if pipeline.is_contraction(s)]
-    start = max(k for k in marks if k < number)
-    end = min((k for k in marks if k > number), default=len(stages))
-    return all_pointwise(stages[start], stages[start + 1 : end])
-
-
-def all_pointwise(product: Stage, following: list[Stage]) -> bool:
-    """Whether stages after a contraction compute each element from the contraction's element at the same place."""
-    own, space = {s.name for s in (product, *following)}, product.space()
-    return all(
-        not s.reduce and s.shape == product.shape and all(x.index == space for x in s.loads() if x.tensor in own)
-        for s in following
-    )
+    start = max(k for k in range(number) if pipeline.is_contraction(stages[k]))
+    for end in range(len(stages), number, -1):
+        inside = stages[start:end]
+        passing = {s.name for s in inside[:-1]}
+        kept = all(passing.isdisjoint(tensors_read(s.body)) for s in stages[end:])
+        if kept and is_epilogue(inside[0], inside[1:]):
+            return True
+    return False
 
 
 def _shared_step(pipeline: Pipeline) -> int | None:
@@ -260,6 +282,8 @@ def _tiling(pipeline: Pipeline) -> Tiling:
     columns = [pipeline.flats[s.name].columns for s in contracted]
     rows = tile_rows(pipeline.target, height, columns, pipeline.group_size)
     count = -(-height // rows)
+    if pipeline.softmax is not None:
+        return Tiling(height, rows, max(1, min(BLOCK_ROWS // rows, count)))
     target, streamed = pipeline.target, _streams(pipeline)
     budget = 2 * target.l2 if streamed else target.l2 // 2
     fitting = budget // (4 * _block_floats(pipeline)) // rows
@@ -272,6 +296,18 @@ def _tiling(pipeline: Pipeline) -> Tiling:
 
 TALL, TALL_BLOCK = 512, 56
 STREAMED = 8  # times L2: constant operands larger than this come from main memory in every call
+
+
+def _key_block(pipeline: Pipeline) -> int:
+    """Keys of a block: both operands B of that many keys stay in a quarter of L2; a multiple of a tile's columns."""
+    softmax, target = pipeline.softmax, pipeline.target
+    assert softmax is not None
+    first, second = pipeline.contractions()
+    floats = math.prod(first.reduce) + pipeline.flats[second.name].columns
+    width = tile_columns(target, softmax.keys)
+    most = max(width, min(KEYS, target.l2 // 16 // floats))
+    blocks = -(-softmax.keys // most)
+    return -(-softmax.keys // blocks // width) * width
 
 
 def _is_attention(pipeline: Pipeline) -> bool:
@@ -315,7 +351,15 @@ def _within_region(pipeline: Pipeline, stage: Stage) -> bool:
 
 def _place(pipeline: Pipeline) -> None:
     """Decides where each local tensor lives."""
+    if pipeline.softmax is not None:  # exponentials take the place of their scores; rows' numbers outlive the block
+        width = pipeline.key_block
+        block = Place("block", pipeline.reserve(width * pipeline.tiling.block), width, "j0")
+        pipeline.places |= dict.fromkeys((pipeline.softmax.scores, pipeline.softmax.powers), block)
+        rows = {name: Place("column", index="m - m_low") for name in (pipeline.softmax.maximum, pipeline.softmax.total)}
+        pipeline.places |= rows  # the emitter knows how many rows a task has
     for stage in pipeline.stages[:-1]:
+        if stage.name in pipeline.places:
+            continue
         same, region = _within_region(pipeline, stage), pipeline.region_of(stage)
         if not stage.shape[pipeline.rows :]:
             if same:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from smartmem.codegen.c_expr import (
@@ -26,10 +27,11 @@ from smartmem.kernel.stage import Stage, reindex
 from smartmem.schedule.code import Arguments
 from smartmem.schedule.contraction import emit_contraction
 from smartmem.schedule.flatten import B, Flat, M, N, flat_address
+from smartmem.schedule.key_blocks import emit_key_blocks
 from smartmem.schedule.nest import combined, initial, store_vector
 from smartmem.schedule.operand_a import walk_of
-from smartmem.schedule.operand_b import Packed, direct_b, emit_pack, is_dynamic
-from smartmem.schedule.pipeline import Pipeline
+from smartmem.schedule.operand_b import Packed, direct_b, emit_pack, held_of, is_dynamic
+from smartmem.schedule.pipeline import Pipeline, Region
 from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
 
@@ -62,8 +64,9 @@ class RowEmitter:
         """Where in scratch the run-time panels of a contraction's B lie."""
         if stage.name not in self._packed_at:
             flat, walk = self.pipeline.flats[stage.name], walk_of(self.pipeline, stage)
+            held = held_of(self.pipeline, stage, walk)
             width = tile_columns(self.pipeline.target, flat.columns)
-            self._packed_at[stage.name] = self.pipeline.reserve(-(-flat.columns // width) * width * walk.depth)
+            self._packed_at[stage.name] = self.pipeline.reserve(-(-held.columns // width) * width * held.depth)
         return self._packed_at[stage.name]
 
     # -- structure
@@ -73,7 +76,7 @@ class RowEmitter:
         w.line("float *const s = scratch;")
         w.line("(void)s;")
         dynamic = [s for s in p.contractions() if is_dynamic(s, p.constants) and direct_b(p, s) is None]
-        if dynamic:
+        if dynamic and p.softmax is None:
             w.line("long packed = -1;")
         with w.loop("t", "end", "begin"):
             rest = "t"
@@ -87,19 +90,33 @@ class RowEmitter:
             tiling = p.tiling
             w.line(f"const long low = {chunk if chunk == '0' else f'{chunk} * {task.chunk}'};")
             w.line(f"const long high = low + {task.chunk} < {tiling.count} ? low + {task.chunk} : {tiling.count};")
-            if dynamic:
-                with w.block(f"if (packed != {'b' if p.batches > 1 else '0'})"):
-                    for stage in dynamic:
-                        emit_pack(self, stage)
-                    w.line(f"packed = {'b' if p.batches > 1 else '0'};")
-            with w.loop("g", "high", "low", tiling.group):
-                w.line(f"const long h = g + {tiling.group} < high ? g + {tiling.group} : high;")
-                w.line(f"const long m0 = {tiling.start('g')}, rows = {tiling.start('h')} - m0;")
-                for region in p.regions:
-                    if region.contraction is not None:
-                        emit_contraction(self, region.contraction, region.stages)
-                    else:
-                        self.row_region(region.stages)
+            if p.softmax is not None:
+                emit_key_blocks(self, dynamic)
+            else:
+                if dynamic:
+                    with w.block(f"if (packed != {'b' if p.batches > 1 else '0'})"):
+                        for stage in dynamic:
+                            emit_pack(self, stage)
+                        w.line(f"packed = {'b' if p.batches > 1 else '0'};")
+                with self.blocks():
+                    self.regions(p.regions)
+
+    @contextmanager
+    def blocks(self) -> Iterator[None]:
+        """A loop over the task's blocks of rows."""
+        tiling, w = self.pipeline.tiling, self.writer
+        with w.loop("g", "high", "low", tiling.group):
+            w.line(f"const long h = g + {tiling.group} < high ? g + {tiling.group} : high;")
+            w.line(f"const long m0 = {tiling.start('g')}, rows = {tiling.start('h')} - m0;")
+            yield
+
+    def regions(self, regions: list[Region]) -> None:
+        """Regions of one block of rows."""
+        for region in regions:
+            if region.contraction is not None:
+                emit_contraction(self, region.contraction, region.stages)
+            else:
+                self.row_region(region.stages)
 
     def _entries(self, chunk: str) -> None:
         """Declares the batch entry of the task, or its range [b0, b1) of entries that share row pointers."""
@@ -128,7 +145,7 @@ class RowEmitter:
             if stage.name in self.values:
                 return self.values[stage.name]
             if place.kind == "column":
-                return emitter.name(f"s[{place.offset} + r]", stage.dtype, False)
+                return emitter.name(f"s[{place.offset} + {place.index}]", stage.dtype, False)
             columns = flat_address(index[rows:], stage.shape[rows:])
             base = f"s + {place.row}"
             return emitter.load_at(f"({base})", columns, stage.dtype)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from smartmem.kernel.expr import cost
 from smartmem.kernel.stage import Kernel, Stage
+from smartmem.schedule.online import is_epilogue
 from smartmem.schedule.operand_b import b_tensors, is_dynamic
-from smartmem.schedule.pipeline import TALL_BLOCK, Pipeline, all_pointwise, batch_axes
+from smartmem.schedule.pipeline import TALL_BLOCK, Pipeline, batch_axes
 from smartmem.schedule.roles import factors, is_contraction
 from smartmem.schedule.tiling import tile_columns
 
@@ -18,6 +19,7 @@ AGAIN = 1 / 32  # part of a task that may be local stages that other tasks compu
 MOST_AGAIN = 1 / 16  # of a kernel's operations, that tasks may compute again rather than load
 LARGE_WEIGHTS = 1 << 20  # floats that not every task should read
 TASK_WORK = 1 << 17  # operations that are worth a task of their own
+PACK_ROWS = 128  # rows that are worth packing all blocks of keys for
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,11 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
     dynamic = any(is_dynamic(s, pipeline.constants) for s in contracted)
     wanted = max(1, min(TASKS, _work(pipeline) // TASK_WORK))
     chunks = -(-tiling.count // tiling.group)
-    if dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
+    if pipeline.softmax is not None:
+        few = max(1, min(-(-wanted // batches), tiling.height // PACK_ROWS))
+        chunks = max(few, -(-tiling.count // _tiles_with_sums(pipeline)))
+        chunks = min(tiling.count, chunks + (chunks > 1 and chunks * batches % 2))
+    elif dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
         chunks = 1
     elif dynamic:
         chunks = min(tiling.count, max(1, -(-wanted // batches)))
@@ -69,6 +75,12 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
     return Task(batches, 1, chunks, chunk, columns, span)
+
+
+def _tiles_with_sums(pipeline: Pipeline) -> int:
+    """Row tiles of a task whose weighted sums stay in a quarter of L2."""
+    columns = pipeline.flats[pipeline.contractions()[-1].name].columns
+    return max(1, pipeline.target.l2 // 16 // (columns * pipeline.tiling.rows))
 
 
 def _missing(tasks: int, wanted: int) -> int:
@@ -117,7 +129,7 @@ def column_tasks(kernel: Kernel, constants: set[str]) -> str:
     if again > MOST_AGAIN:
         return f"tasks of columns would compute what comes before the product again, {again:.0%} of its work"
     weights = math.prod(product.shape[rows:]) * math.prod(product.reduce)
-    if weights > LARGE_WEIGHTS and not all_pointwise(product, kernel.stages[kernel.stages.index(product) + 1 :]):
+    if weights > LARGE_WEIGHTS and not is_epilogue(product, kernel.stages[kernel.stages.index(product) + 1 :]):
         return "a product with few rows and large weights would lose its column tasks"
     return ""
 

@@ -41,6 +41,7 @@ class Job:
         threads: how many the peer may use.
         folder: of this peer alone: what `convert` writes, `load` reads.
         network: name in the zoo, for peers that start from the torch module; "" for a file of the user's.
+        resolution: of that network; None: its default.
         level, march: of smartmem.
         target: device, memory, precision and layout of smartmem, as `smartmem run` takes them; of these, peers on a GPU
             have the precision.
@@ -52,6 +53,7 @@ class Job:
     threads: int
     folder: Path
     network: str = ""
+    resolution: int | None = None
     level: str = "full"
     march: str = "native"
     target: Mapping[str, str] = field(default_factory=lambda: {"device": "cpu"})
@@ -201,7 +203,7 @@ def torch_module(job: Job) -> tuple[Any, tuple[Any, ...]]:
 
     torch.set_num_threads(job.threads)
     network = find(job.network)
-    module = network.build()
+    module = network.build(job.resolution)
     return module, tuple(torch.from_numpy(np.array(job.inputs[each.name])) for each in network.inputs)
 
 
