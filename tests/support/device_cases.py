@@ -367,7 +367,7 @@ def scalars_and_ones(g: Builder) -> list[str]:
     return [g.op("Exp", [x], ()), g.op("Mul", [y, x], (1, 1, 1)), g.op("Softmax", [y], (1, 1, 1))]
 
 
-@case("contraction", "window", "pointwise")
+@case("contraction", "window")
 def channels_that_texels_do_not_divide(g: Builder) -> list[str]:
     x = g.op("Relu", [g.input(1, 6, 9, 10)], (1, 6, 9, 10))
     mixed = g.op("Conv", [x, g.weight(10, 6, 1, 1), g.weight(10)], (1, 10, 9, 10))
