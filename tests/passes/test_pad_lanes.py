@@ -85,6 +85,29 @@ def test_inputs_outputs_and_pieces_of_others_stay() -> None:
     assert pad_lanes(module, backend) is None
 
 
+@pytest.mark.parametrize("reader", ["sum", "max", "product", "constant"])
+def test_readers_of_the_first_channels_alone(reader: str) -> None:
+    """A reduction over 6 of 10 channels must not run to 8: what lies there are values."""
+    g = Builder(1)
+    h = g.op("Sigmoid", [g.op("MatMul", [g.input(5, 8), g.weight(8, 10)], (5, 10))], (5, 10))
+    g.op("MatMul", [h, g.weight(10, 4)], (5, 4))
+    s = g.op("Slice", [h, g.ints(0), g.ints(6), g.ints(1)], (5, 6))
+    if reader == "product":
+        g.op("MatMul", [s, g.op("Transpose", [s], (6, 5), perm=[1, 0])], (5, 5))
+    elif reader == "constant":
+        first = g.op("Slice", [g.weight(10, 4), g.ints(0), g.ints(6), g.ints(0)], (6, 4))
+        g.op("MatMul", [g.op("Relu", [s], (5, 6)), first], (5, 4))
+    else:
+        g.op("ReduceSum" if reader == "sum" else "ReduceMax", [s, g.ints(1)], (5, 1))
+    module, backend = lowered(g)
+    padded = pad_lanes(module, backend)
+    assert padded is not None and padded.padded
+    feeds = g.feeds()
+    before, after = run(module, feeds), run(padded, feeds)
+    for output in module.outputs:
+        np.testing.assert_allclose(after[output.name], before[output.name], rtol=1e-6)
+
+
 def test_random_graphs_mean_the_same() -> None:
     padded = 0
     for seed in range(80):

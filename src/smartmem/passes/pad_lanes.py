@@ -101,11 +101,12 @@ def _rewrite_all(module: Module, result: Module, padded: Padded, backend: Backen
     for step in module.kernels:
         kernel = step
         if isinstance(step, Kernel):
-            kernel = _Rewriter(step, padded, result).kernel()
+            kernel = _Rewriter(step, padded, module, result).kernel()
             if kernel is not step and backend.schedulable(kernel, set(result.constants)):
                 refused |= {step.tensor} & set(padded)
                 kernel = step  # which reads padded tensors as they were
-            prove(kernel, result) if not refused else None
+            if not refused:
+                prove(kernel, result)
         result.kernels.append(kernel)
     return refused
 
@@ -113,9 +114,9 @@ def _rewrite_all(module: Module, result: Module, padded: Padded, backend: Backen
 class _Rewriter:
     """One kernel, with the axes that walk along padded lanes grown."""
 
-    def __init__(self, kernel: Kernel, padded: Padded, module: Module) -> None:
-        self.old, self.padded, self.module = kernel, padded, module
-        self.local = kernel.local()
+    def __init__(self, kernel: Kernel, padded: Padded, before: Module, module: Module) -> None:
+        self.old, self.padded, self.before, self.module = kernel, padded, before, module
+        self.local = {stage.name: stage.shape for stage in kernel.stages[:-1]}
         self.grown = self._grown()
 
     def kernel(self) -> Kernel:
@@ -175,7 +176,7 @@ class _Rewriter:
         reducible = range(space, len(stage.domain)) if stage.combine in IDENTITY else range(0)
         for access in stage.loads():
             for axis, value in enumerate(access.index):
-                loop = _whole(value, stage.domain)
+                loop = self._along(access.tensor, axis, value, stage)
                 if loop is None:
                     continue
                 if access.tensor in self.local and loop in mine:
@@ -186,6 +187,15 @@ class _Rewriter:
         if rows is not None and not is_contraction(stage, rows):  # columns of a row are reduced as they are stored
             columns = {self.old.output.shape[k] for k in grown[self.old.output.name] if k >= rows}
             mine |= {loop for loop in reducible if stage.domain[loop] in columns}
+
+    def _along(self, tensor: str, axis: int, value: Lin, stage: Stage) -> int | None:
+        """The loop that walks along all of a tensor's axis, if one does.
+
+        A loop along a part of it (a slice) may grow no further: what lies behind its end are values.
+        """
+        loop = _whole(value, stage.domain)
+        shape = self.local[tensor] if tensor in self.local else self.before.shape(tensor)
+        return loop if loop is not None and stage.domain[loop] == shape[axis] else None
 
     def _has_lanes(self, tensor: str, axis: int, grown: Grown) -> bool:
         """Whether a tensor is padded along an axis."""
@@ -201,7 +211,7 @@ class _Rewriter:
                 return node
             tensor, index = node.tensor, list(node.index)
             for axis, value in enumerate(node.index):
-                loop = _whole(value, stage.domain)
+                loop = self._along(node.tensor, axis, value, stage)
                 if loop is None or loop not in grown:
                     continue
                 if tensor in self.module.constants:
