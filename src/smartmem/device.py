@@ -56,7 +56,8 @@ class Device:
         base_alignment: bytes at which sub-buffers may start.
         ptx: the compiler takes inline PTX (NVIDIA); matrix_units: mma instructions of half matrices are there.
         dynamic_local: bytes of local memory that a launch may give a work-group; 0: as `local_memory`.
-        bus: an NVIDIA GPU's address on the PCI bus ("0000:3b:00.0"), by which CUDA's driver finds it.
+        bus: an NVIDIA GPU's address on the PCI bus ("0000:3b:00.0"), by which CUDA's driver finds it; "" for devices
+            that run no CUDA graphs.
         costs: what accesses cost.
     """
 
@@ -88,6 +89,11 @@ class Device:
     dynamic_local: int = 0
     bus: str = ""
     costs: MemoryCosts = field(default_factory=MemoryCosts)
+
+    @property
+    def graphs(self) -> bool:
+        """Whether stretches of kernels are launched as one CUDA graph, so that a kernel more costs little."""
+        return bool(self.bus)
 
     @property
     def group_memory(self) -> int:

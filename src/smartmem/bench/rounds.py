@@ -68,10 +68,11 @@ def time_runners(
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[None]:
     """Processes that compute without end, until the block does; each would like one CPU for itself."""
-    work = "while True: pass"
+    work = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(10**6): pass"
     running: list[subprocess.Popen[bytes]] = []
     try:
-        running += [subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.DEVNULL) for _ in range(count)]
+        for _ in range(count):
+            running.append(subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.DEVNULL))
         yield
     finally:
         for process in running:

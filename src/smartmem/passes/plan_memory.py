@@ -2,10 +2,8 @@
 
 In: buffers with sizes and lifetimes (first and last step that touches them). Out: an offset for each. Buffers are
 placed one after the other at the lowest offset that no overlapping buffer occupies. What that needs depends on the
-order, and no order is best for all networks: several are tried, until one needs no more than what is alive at once.
-
-    YOLOv8n          largest first 1.16 of the bound, busiest steps first 1.00
-    EfficientViT-B2  largest first 1.10, longest-lived first 1.00
+order, and no order is best for all networks (largest first may need 1.16 times what is alive at once where busiest
+steps first needs no more than that): several are tried, until one needs no more.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from smartmem.runtime.cuda.ptx import for_cuda, is_ptx
+from smartmem.runtime.cuda.ptx import count_parameters, for_cuda, is_ptx
 
 OPENCL = """//
 .version 7.0
@@ -64,6 +64,17 @@ def test_an_assembler_takes_it(tmp_path):
     file.write_bytes(for_cuda(OPENCL.encode())[:-1])
     done = subprocess.run(["ptxas", "-arch=sm_75", file, "-o", tmp_path / "k.cubin"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_parameters_are_counted():
+    text = for_cuda(OPENCL.encode())
+    assert count_parameters(text, "copy_1") == 4
+    assert count_parameters(text, "copy") == -1
+
+
+def test_what_only_opencl_knows_is_refused():
+    with pytest.raises(ValueError, match="reads %envreg9"):
+        for_cuda(OPENCL.replace("%envreg3", "%envreg9").encode())
 
 
 def test_other_binaries_are_refused():

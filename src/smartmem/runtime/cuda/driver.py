@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from typing import Any
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {}
@@ -105,13 +106,13 @@ class ResourceDescriptor(ctypes.Structure):
 
 
 class TextureDescriptor(ctypes.Structure):
-    """CUDA_TEXTURE_DESC; all zero but `flags`: nearest texels, coordinates wrap (they are in range anyway)."""
+    """CUDA_TEXTURE_DESC; without flags: nearest texels, coordinates that count texels, values as floats."""
 
     _fields_ = (
         ("address", ctypes.c_int * 3),
         ("filter", ctypes.c_int),
         ("flags", ctypes.c_uint),
-        ("rest", ctypes.c_uint * 27),
+        ("rest", ctypes.c_uint * 21),
     )
 
 
@@ -137,7 +138,12 @@ _LOCAL_MEMORY = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 
 
 def dynamic_local(bus: str) -> int:
-    """Bytes of local memory that a launch may give a work-group of the GPU at `bus`; 0 if CUDA does not reach it."""
+    """Bytes of local memory that a launch may give a work-group of the GPU at `bus`; 0 if it is not to run graphs.
+
+    That is where CUDA's driver does not reach it, and with ``SMARTMEM_LAUNCH=queue``.
+    """
+    if os.environ.get("SMARTMEM_LAUNCH", "graph") != "graph":
+        return 0
     driver = Driver.open()
     if driver is None:
         return 0

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,11 +30,12 @@ from smartmem.runtime.cuda.driver import (
     ResourceDescriptor,
     TextureDescriptor,
 )
-from smartmem.runtime.cuda.ptx import for_cuda
+from smartmem.runtime.cuda.ptx import count_parameters, for_cuda
 from smartmem.runtime.opencl.errors import failure
 from smartmem.runtime.opencl.executor import Executor
 from smartmem.runtime.opencl.memory import buffer_bytes, check_limits, touched_slots, weight_array, words_of_need
-from smartmem.runtime.opencl.program import DeviceProgram, DeviceSlot, LaunchStep
+from smartmem.runtime.opencl.program import DeviceProgram, DeviceSlot, LaunchStep, check_step
+from smartmem.runtime.plan import segments
 
 _FORMATS = {"float32": 0x20, "float16": 0x10}
 _SURFACES = 0x02  # CUDA_ARRAY3D_SURFACE_LDST
@@ -40,7 +43,7 @@ _HOST, _ARRAY = 1, 3  # kinds of memory of a copy
 _CLAMP = 1
 _DYNAMIC_LOCAL = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 # CUDA's statuses as OpenCL's, which `failure` tells apart.
-_STATUSES = {2: -4, 700: -9999, 715: -9999, 716: -9999, 717: -9999, 718: -9999, 719: -14, 702: -14}
+_STATUSES = {2: -4, 201: -34, 709: -34, 214: -14, 702: -14, 719: -14} | dict.fromkeys((700, *range(715, 719)), -9999)
 
 
 class GraphExecutor(Executor):
@@ -61,21 +64,25 @@ class GraphExecutor(Executor):
         Raises:
             CudaError: there is no such GPU for CUDA, or it does not take the kernels.
             ValueError: a binary is no PTX.
+            CompilerError: a step names no kernel, or gives it other arguments or groups than it can have.
             RuntimeFailure: not enough memory.
         """
         driver = Driver.open()
         if driver is None:
-            raise ValueError("there is no CUDA driver library")
+            raise ValueError("there is no CUDA driver library, or one before CUDA 12")
         self._driver, self._device, self._program = driver, device, program
         touched = touched_slots(program)
         self._needed = words_of_need(program, touched)
         self._steps = [step for step in program.steps if isinstance(step, LaunchStep)]
         self._undo: list[tuple[str, Any]] = []  # functions that free what was made, last first
+        self._places: dict[int, int] = {}
+        self._textures: dict[int, tuple[int, int]] = {}
         self._graphs: dict[tuple[int, int, bool], Any] = {}
         self._events: list[Any] = []
         number = driver.made("cuDeviceGetByPCIBusId", bus.encode(), kind=ctypes.c_int)
         self._context = driver.made("cuDevicePrimaryCtxRetain", number)
         self._undo.append(("cuDevicePrimaryCtxRelease", number))
+        self._free = weakref.finalize(self, _free, driver, self._context, self._undo, os.getpid())
         try:
             driver.cuCtxSetCurrent(self._context)
             self._functions = self._load(binaries)
@@ -83,6 +90,9 @@ class GraphExecutor(Executor):
             self._stream = self._make("cuStreamCreate", "cuStreamDestroy", 0)
             with self._reporting(f"allocating {self._needed}"):
                 self._allocate(touched)
+            for segment in segments(program):  # what CUDA refuses of them, it refuses now
+                if segment.host is None:
+                    self._graph(segment.first, segment.count, False)
         except BaseException:
             self.close()
             raise
@@ -118,14 +128,8 @@ class GraphExecutor(Executor):
             self._driver.cuStreamSynchronize(self._stream)
 
     def close(self) -> None:
-        with contextlib.suppress(CudaError):
-            self._driver.cuCtxSetCurrent(self._context)
-        while self._undo:
-            function, argument = self._undo.pop()
-            with contextlib.suppress(CudaError):  # after a crash nothing can be freed
-                getattr(self._driver, function)(argument)
-        self._places: dict[int, int] = {}
-        self._graphs = {}
+        self._free()
+        self._places, self._graphs = {}, {}
 
     def _make(self, function: str, undo: str, *arguments: Any, kind: Any = ctypes.c_void_p) -> Any:
         made = self._driver.made(function, *arguments, kind=kind)
@@ -144,10 +148,10 @@ class GraphExecutor(Executor):
 
     def _load(self, binaries: dict[str, bytes]) -> list[Any]:
         """The function of each step."""
-        modules = {
-            name: self._make("cuModuleLoadData", "cuModuleUnload", for_cuda(binary))
-            for name, binary in binaries.items()
-        }
+        texts = {name: for_cuda(binary) for name, binary in binaries.items()}
+        for step in self._steps:
+            check_step(step, texts, lambda step: count_parameters(texts[step.source], step.kernel))
+        modules = {name: self._make("cuModuleLoadData", "cuModuleUnload", text) for name, text in texts.items()}
         return [
             self._driver.made("cuModuleGetFunction", modules[step.source], step.kernel.encode()) for step in self._steps
         ]
@@ -157,8 +161,6 @@ class GraphExecutor(Executor):
         program = self._program
         buffers = [self._buffer(nbytes) for nbytes in program.buffers]
         images = [self._image(*image) for image in program.images]
-        self._places = {}
-        self._textures: dict[int, tuple[int, int]] = {}
         for at in touched:
             slot = program.slots[at]
             array = weight_array(program, slot) if slot.kind == "weight" else None
@@ -231,9 +233,10 @@ class GraphExecutor(Executor):
             # Set earlier, right after loading, it is forgotten (driver 580).
             self._driver.cuFuncSetAttribute(self._functions[number], _DYNAMIC_LOCAL, step.dynamic)
         params = (ctypes.c_void_p * max(len(values), 1))(*(ctypes.addressof(value) for value in values))
-        groups = [whole // part for whole, part in zip(step.global_size, step.local_size, strict=True)]
+        local = step.local_size or (1,) * len(step.global_size)
+        groups = [whole // part for whole, part in zip(step.global_size, local, strict=True)]
         node = KernelNode(
-            self._functions[number], (*groups, 1, 1)[:3], (*step.local_size, 1, 1)[:3], step.dynamic,
+            self._functions[number], (*groups, 1, 1)[:3], (*local, 1, 1)[:3], step.dynamic,
             ctypes.addressof(params),
         )  # fmt: skip
         waits = (ctypes.c_void_p * max(len(after), 1))(*after)
@@ -243,11 +246,24 @@ class GraphExecutor(Executor):
         return self._textures[at][at in step.writes] if at in self._textures else self._places[at]
 
 
+def _free(driver: Driver, context: Any, undo: list[tuple[str, Any]], process: int) -> None:
+    """Frees what an executor made, last first; nothing in the child of a fork, where CUDA cannot be used."""
+    if os.getpid() != process:
+        return
+    with contextlib.suppress(CudaError):
+        driver.cuCtxSetCurrent(context)
+    while undo:
+        function, argument = undo.pop()
+        with contextlib.suppress(CudaError):  # after a crash nothing can be freed
+            getattr(driver, function)(argument)
+
+
 def dependencies(steps: Sequence[LaunchStep], program: DeviceProgram) -> list[list[int]]:
     """For each step those before it (by position) that it must wait for.
 
     Those are the last that wrote what it reads or writes, and those that read since then what it overwrites. Tensors
     that share a pooled buffer or image are one place: its next tensor waits for the last reader of the one before.
+    (All kernels write the "check" slot, by atomic operations, in any order: it is in no `writes`.)
     """
     writer: dict[tuple[str, int], int] = {}
     readers: dict[tuple[str, int], list[int]] = {}

@@ -1,14 +1,16 @@
 """PTX that NVIDIA's OpenCL compiler wrote, as CUDA's driver loads it.
 
-What the OpenCL driver gives as a program's binary is PTX text for the OpenCL dialect. Five things differ in CUDA's:
+What the OpenCL driver gives as a program's binary is PTX text for the OpenCL dialect. What differs in CUDA's:
 
-    %envreg3                                 -> 0       (offsets of the launch: there are none)
+    %envreg0 ... %envreg5                    -> 0       (offsets of the launch: there are none)
     .entry f(                                -> .visible .entry f(
     .param .texref p                         -> .param .u64 p        (images are handles, samplers part of them)
     tex.2d.v4.f32.s32 {..}, [p, sm_texel, {x, y}]  -> ld.param.u64 h, [p]; tex.2d.v4.f32.s32 {..}, [h, {x, y}]
     .param .u64 .ptr .shared p  ld.param.u64 r, [p] -> mov.u64 r, sm_dynamic  (local memory that the launch gives)
 
-In: the binary. Out: PTX for `cuModuleLoadDataEx`. What holds: every kernel has the parameters it had, in their order,
+and the same of stores to images; the sampler goes, and so does the question for the order of an image's channels.
+
+In: the binary. Out: PTX for `cuModuleLoadData`. What holds: every kernel has the parameters it had, in their order,
 a pointer or a handle of 64 bits each.
 """
 
@@ -21,7 +23,7 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"^\.global \.samplerref [^\n]*\n", ""),
     (r"^(\.target [^\n]*?), texmode_independent", r"\1"),
     (r"^\.entry ", ".visible .entry "),
-    (r"%envreg\d+", "0"),
+    (r"%envreg[0-5]\b", "0"),
     (r"\.param \.(?:texref|surfref) ", ".param .u64 "),
     (r"(tex\.[\w.]+\s+\{[^}]*\}, )\[([\w$]+), \w+, (\{[^}]*\})\];", _HANDLE % (r"\2", r"\1[handle, \3];")),
     (r"(sust\.[\w.]+\s+)\[([\w$]+), (\{[^}]*\})\], (\{[^}]*\});", _HANDLE % (r"\2", r"\1[handle, \3], \4;")),
@@ -42,13 +44,15 @@ def for_cuda(binary: bytes) -> bytes:
     """The same kernels as CUDA's driver takes them, with a zero at the end.
 
     Raises:
-        ValueError: the binary is no PTX.
+        ValueError: the binary is no PTX, or asks for what only OpenCL knows.
     """
     if not is_ptx(binary):
         raise ValueError("the OpenCL driver's binary is no PTX")
     text = binary.rstrip(b"\0").decode()
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
+    if unknown := re.search(r"%envreg\d+", text):
+        raise ValueError(f"the OpenCL driver's PTX reads {unknown[0]}")
     if names := _LOCAL.findall(text):
         text = re.sub(
             r"ld\.param(\.u\d+\s+%\w+), \[(?:" + "|".join(map(re.escape, names)) + r")\];", r"mov\1, sm_dynamic;", text
@@ -56,3 +60,9 @@ def for_cuda(binary: bytes) -> bytes:
         text = _LOCAL.sub(r".param .u64 \1", text)  # the driver refuses the other kind, ptxas does not
         text = text.replace(".address_size 64", f".address_size 64\n\n{_DYNAMIC}", 1)
     return text.encode() + b"\0"
+
+
+def count_parameters(text: bytes, kernel: str) -> int:
+    """How many parameters a kernel has; -1 if there is no such kernel."""
+    found = re.search(rb"\.entry " + re.escape(kernel.encode()) + rb"\s*\(([^)]*)\)", text)
+    return found[1].count(b".param") if found else -1

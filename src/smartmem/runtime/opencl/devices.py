@@ -115,6 +115,7 @@ def _describe(cl: Any, platform: Any, handle: Any) -> Device:
     images, half_images = _image_formats(cl, handle) if get("IMAGE_SUPPORT") else (False, False)
     capability = get("COMPUTE_CAPABILITY_MAJOR_NV")
     bus = _bus(get) if capability else ""
+    graph_local = dynamic_local(bus) if bus else 0
     lockstep = get("WARP_SIZE_NV") or get("WAVEFRONT_WIDTH_AMD")
     if not lockstep and kind == "gpu":
         lockstep = get("PREFERRED_WORK_GROUP_SIZE_MULTIPLE")
@@ -142,8 +143,8 @@ def _describe(cl: Any, platform: Any, handle: Any) -> Device:
         pitch_alignment=_pitch_alignment(handle),
         base_alignment=max(1, get("MEM_BASE_ADDR_ALIGN", 1024) // 8),
         ptx=capability > 0,
-        dynamic_local=dynamic_local(bus) if bus else 0,
-        bus=bus,
+        dynamic_local=graph_local,
+        bus=bus if graph_local else "",
         matrix_units=capability >= 8,
     )
 

@@ -19,7 +19,7 @@ from smartmem.runtime.cc import build_library, find_compiler
 from smartmem.runtime.opencl.errors import failure, reporting
 from smartmem.runtime.opencl.loader import opencl_library, pyopencl
 from smartmem.runtime.opencl.memory import Memories
-from smartmem.runtime.opencl.program import LaunchStep
+from smartmem.runtime.opencl.program import LaunchStep, check_step
 
 _DIMENSIONS = 3
 _LAUNCH = np.dtype(
@@ -89,30 +89,26 @@ class LaunchPlan:
 
 def _kernel(step: LaunchStep, programs: dict[str, Any], memories: Memories, device: Device, handle: Any) -> Any:
     cl = pyopencl()
-    if step.source not in programs:
-        raise CompilerError(f"{step.label!r} wants kernel {step.kernel} of {step.source}, which is not there")
-    try:
-        kernel = cl.Kernel(programs[step.source], step.kernel)
-    except cl.Error as error:
-        raise CompilerError(f"{step.source} has no kernel {step.kernel} ({error})") from None
-    given = len(step.args) + (step.dynamic > 0)
-    if kernel.num_args != given:
-        raise CompilerError(f"kernel {step.kernel} takes {kernel.num_args} arguments, its step gives {given}")
+    made: list[Any] = []
+
+    def parameters(step: LaunchStep) -> int:
+        try:
+            made.append(cl.Kernel(programs[step.source], step.kernel))
+        except cl.Error:
+            return -1
+        return int(made[0].num_args)
+
+    check_step(step, programs, parameters)
+    kernel = made[0]
     if step.dynamic > device.local_memory:
         raise CompilerError(
             f"kernel {step.kernel} wants {step.dynamic} bytes of local memory for a group, "
-            f"{device.name} has {device.local_memory}"
-        )
-    sizes = (step.global_size, step.local_size or (1,) * len(step.global_size))
-    if len(sizes[0]) != len(sizes[1]) or any(g % max(n, 1) or g < 1 or n < 1 for g, n in zip(*sizes, strict=False)):
-        raise CompilerError(
-            f"kernel {step.kernel}: {list(sizes[0])} work-items do not divide into groups of {sizes[1]}"
+            f"{device.name} has {device.local_memory}: set SMARTMEM_LAUNCH=queue and compile the model again"
         )
     allowed = kernel.get_work_group_info(cl.kernel_work_group_info.WORK_GROUP_SIZE, handle)
-    if math.prod(sizes[1]) > allowed:
+    if (items := math.prod(step.local_size)) > allowed:
         raise CompilerError(
-            f"kernel {step.kernel}: groups of {math.prod(sizes[1])} work-items, "
-            f"{device.name} runs it with {allowed} at most"
+            f"kernel {step.kernel}: groups of {items} work-items, {device.name} runs it with {allowed} at most"
         )
     for position, at in enumerate(step.args):
         try:

@@ -238,7 +238,7 @@ def _executor(
     program: DeviceProgram, device: Device, builder: Builder, cache: Cache, progress: Progress | None
 ) -> Executor:
     """A CUDA graph where the device is NVIDIA's and takes it, else a command queue."""
-    if device.bus and os.environ.get("SMARTMEM_LAUNCH", "graph") == "graph":
+    if device.graphs:
         from smartmem.runtime.cuda.driver import CudaError
         from smartmem.runtime.cuda.graph import GraphExecutor
 

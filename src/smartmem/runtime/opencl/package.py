@@ -160,6 +160,8 @@ def _check(program: DeviceProgram) -> None:
         elif slot.place < 0 or buffer_bytes(slot) > program.buffers[slot.place]:
             raise ValueError(f"{slot.name} does not fit its buffer")
     for step in program.steps:
+        if isinstance(step, LaunchStep) and (min(step.args, default=0) < 0 or not set(step.writes) <= set(step.args)):
+            raise IndexError(f"arguments of {step.kernel}")
         for at in step.args if isinstance(step, LaunchStep) else (*step.inputs, *step.outputs):
             if not -1 <= at < len(program.slots):
                 raise IndexError(f"slot {at}")

@@ -2,16 +2,18 @@
 
 Kernels take memory objects only, one per slot, in the order of `LaunchStep.args`. Activations lie in pooled buffers and
 images, which are reused when they are free. (Parts of one buffer would need less memory, but drivers that look for
-overlaps of sub-buffers then take 15 us to enqueue a kernel instead of 6.)
+overlaps of sub-buffers then take three times as long to enqueue a kernel.)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from smartmem.errors import CompilerError
 from smartmem.runtime.artifact import HostStep, TensorSpec
 
 
@@ -46,8 +48,8 @@ class DeviceSlot:
 class LaunchStep:
     """One kernel launch: `kernel` of `sources[source]` over `global_size` work-items in groups of `local_size`.
 
-    `args` are the slots of its arguments, `writes` those of them that it writes. With `dynamic`, a pointer to that many
-    bytes of local memory follows them.
+    `args` are the slots of its arguments, `writes` those of them that it writes: what may run at the same time follows
+    from it. With `dynamic`, a pointer to that many bytes of local memory follows the arguments.
     """
 
     kernel: str
@@ -58,6 +60,31 @@ class LaunchStep:
     writes: tuple[int, ...]
     label: str
     dynamic: int = 0
+
+
+def check_step(step: LaunchStep, sources: Collection[str], parameters: Callable[[LaunchStep], int]) -> None:
+    """Refuse a step that no device can launch.
+
+    Args:
+        step: of a program.
+        sources: names of what was built.
+        parameters: how many parameters a step's kernel has; negative: there is none of that name.
+
+    Raises:
+        CompilerError: there is no such kernel, or it has other parameters, or the groups do not cover the work-items.
+    """
+    if step.source not in sources:
+        raise CompilerError(f"{step.label!r} wants kernel {step.kernel} of {step.source}, which is not there")
+    given, wanted = len(step.args) + (step.dynamic > 0), parameters(step)
+    if wanted < 0:
+        raise CompilerError(f"{step.source} has no kernel {step.kernel}")
+    if wanted != given:
+        raise CompilerError(f"kernel {step.kernel} takes {wanted} arguments, its step gives {given}")
+    sizes = (step.global_size, step.local_size or (1,) * len(step.global_size))
+    if len(sizes[0]) != len(sizes[1]) or any(g % max(n, 1) or g < 1 or n < 1 for g, n in zip(*sizes, strict=False)):
+        raise CompilerError(
+            f"kernel {step.kernel}: {list(sizes[0])} work-items do not divide into groups of {sizes[1]}"
+        )
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -29,24 +30,25 @@ def fastest(
     progress: Callable[[str, int, int], None] | None,
 ) -> DeviceModel:
     """The fastest of the placements; its report says what each took, in seconds (``placements``)."""
-    best: tuple[float, DeviceModel] | None = None
     times: dict[str, float] = {}
     seen: list[dict[str, str]] = []
-    for memory in PLACEMENTS:
-        program = build(memory)
-        nothing = {spec.name: np.zeros(spec.shape or (), dtype_of(spec.dtype)) for spec in program.inputs}
-        if program.sources in seen:  # the same kernels: nothing to choose
-            continue
-        seen.append(program.sources)
-        model = DeviceModel(program, device, cache=cache, progress=progress)
-        model.bench(WARM_UP, nothing)
-        times[memory] = statistics.median(model.bench(REPEATS))
-        if best is None or times[memory] < best[0]:
-            if best is not None:
-                best[1].close()
-            best = (times[memory], model)
-        else:
-            model.close()
+    best: DeviceModel | None = None
+    with ExitStack() as opened:  # closes them, should one fail
+        for memory in PLACEMENTS:
+            program = build(memory)
+            if program.sources in seen:  # the same kernels: nothing to choose
+                continue
+            seen.append(program.sources)
+            nothing = {spec.name: np.zeros(spec.shape or (), dtype_of(spec.dtype)) for spec in program.inputs}
+            model = DeviceModel(program, device, cache=cache, progress=progress)
+            opened.callback(model.close)
+            model.bench(WARM_UP, nothing)
+            times[memory] = statistics.median(model.bench(REPEATS))
+            if best is None or times[memory] <= min(times.values()):
+                best, model = model, best
+            if model is not None:
+                model.close()
+        opened.pop_all()
     assert best is not None
-    best[1].program.report["placements"] = times
-    return best[1]
+    best.program.report["placements"] = times
+    return best

@@ -126,6 +126,8 @@ def take_apart(kernel: Kernel) -> Parts | str:
     between = before[len(scores) :]
     rest = without([*between, product, *tail], [s.name for s in between if not s.reduce])
     at = next(k for k, s in enumerate(rest) if s.name == product.name)
+    if at > MOST_ROWS:
+        return f"more than {MOST_ROWS} values per row between the products"
     inside = {s.name for s in scores}
     if any(inside & set(tensors_read(s.body)) for s in rest[at + 1 :]):
         return "a stage behind the second product reads the first"

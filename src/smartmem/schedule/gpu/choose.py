@@ -60,7 +60,7 @@ def schedulable(kernel: Kernel, constants: set[str], target: DeviceTarget) -> st
         inside = {s.name for s in kernel.stages[:last]}
         if any(inside & set(tensors_read(s.body)) for s in after):
             return "a stage behind the product reads what is before it"
-        if target.device.compute_units < MANY_UNITS or target.device.bus:
+        if target.device.compute_units < MANY_UNITS or target.device.graphs:
             return "every column tile of the product would reduce its rows again, which costs more than a launch"
         return statistics.refusal(kernel.stages[:last], kernel.rows)
     parts = attention.take_apart(kernel)

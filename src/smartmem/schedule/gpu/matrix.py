@@ -28,6 +28,7 @@ from smartmem.codegen.writer import Writer
 from smartmem.device import Device
 from smartmem.index.map import Guard
 from smartmem.kernel.expr import Choose, Const, Load
+from smartmem.kernel.stage import looked_up
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import K, N
 from smartmem.schedule.gpu.product import Product, pack, to_half
@@ -288,6 +289,10 @@ def _copied(operand: Staged, depth: int, size: int, context: DeviceContext) -> C
     if isinstance(body, Choose) and isinstance(body.otherwise, Const) and body.otherwise.value == 0:
         guards, body = body.guards, body.then
     if operand.along is None or not isinstance(body, Load) or body.tensor in context.local:
+        return None
+    if operand.body is None or looked_up(
+        operand.body
+    ):  # copies compute their addresses beyond the ends too, where an index tensor has none
         return None
     memory = context.memories[body.tensor]
     if not isinstance(memory, LinearBuffer) or memory.stored != np.float16:
