@@ -24,7 +24,7 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.stage import Kernel, Stage, tensors_read, without
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
-from smartmem.schedule.gpu import matrix
+from smartmem.schedule.gpu import matrix, matrix_tile
 from smartmem.schedule.gpu.code import (
     Arguments,
     Destination,
@@ -74,8 +74,8 @@ class Plan:
 
     block: int
     items: int
-    first: Tile | matrix.MatrixTile | None
-    second: Tile | matrix.MatrixTile
+    first: Tile | matrix_tile.MatrixTile | None
+    second: Tile | matrix_tile.MatrixTile
 
 
 @dataclass(frozen=True)
@@ -187,16 +187,16 @@ def plan_of(batches: int, height: int, width: int, inner: int, columns: int, uni
     return Plan(block, ITEMS, tile_of(block, width) if width else None, tile_of(block, columns))
 
 
-def _matrix_tile(block: int, down: int, across: int, columns: int, depth: int) -> matrix.MatrixTile:
+def _matrix_tile(block: int, down: int, across: int, columns: int, depth: int) -> matrix_tile.MatrixTile:
     """A tile as wide as the product, if the accumulators fit into registers; all of k in one step, if it is short."""
     blocks = min(-(-columns // (8 * across)), MOST_BLOCKS)
     step = 64 if depth > 32 else 32
-    return matrix.MatrixTile(block, 8 * across * blocks, step, down, across, 1 if depth <= step else 2)
+    return matrix_tile.MatrixTile(block, 8 * across * blocks, step, down, across, 1 if depth <= step else 2)
 
 
 def ring_bytes(plan: Plan) -> int:
     """Local memory of the larger product on matrix units."""
-    return max(t.local_bytes for t in (plan.first, plan.second) if isinstance(t, matrix.MatrixTile))
+    return max(t.local_bytes for t in (plan.first, plan.second) if isinstance(t, matrix_tile.MatrixTile))
 
 
 def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> DeviceCode:
@@ -229,7 +229,7 @@ class _Attention:
         units = target.half and target.tuned and self._takes_halves(target.device, inner)
         self.plan = plan_of(self.batches, self.height, self.width, inner, columns, units, target.device)
         self.block, self.items = self.plan.block, self.plan.items
-        self.units = isinstance(self.plan.second, matrix.MatrixTile)
+        self.units = isinstance(self.plan.second, matrix_tile.MatrixTile)
         self.arguments, self.w = Arguments(storages, target.check), new_writer()
         self.memories = memories_of(kernel, self.arguments)
         bounds = self.arguments.bounds("the scores", address=self.block * _padded(self.width))
@@ -268,7 +268,7 @@ class _Attention:
         """Whether matrix units can compute both products: they take what is stored as halves."""
         products = [p for p in (self.first, self.second) if p is not None]
         read = {name for p in products for x in (p.a, p.b) for name in tensors_read(x)} - set(self.kept) - self.local
-        return matrix.accepts(self.height, self.second.extents[N], inner, device) and all(
+        return matrix_tile.accepts(self.height, self.second.extents[N], inner, device) and all(
             self.storages[name].stored == np.float16 for name in read
         )
 
@@ -300,8 +300,8 @@ class _Attention:
         w.line(f"const int m0 = (int)get_group_id(0) * {block};")
 
     def _product(
-        self, tile: Tile | matrix.MatrixTile, product: Product, after: list[Stage], kept: dict[str, tuple[int, ...]],
-        destinations: tuple[Destination, ...],
+        self, tile: Tile | matrix_tile.MatrixTile, product: Product, after: list[Stage],
+        kept: dict[str, tuple[int, ...]], destinations: tuple[Destination, ...],
     ) -> None:  # fmt: skip
         """A product, all column tiles one after the other, with the pointwise stages behind it and the store."""
         w, extents, context = self.w, product.extents, self._context(product.extents)
@@ -311,7 +311,7 @@ class _Attention:
         a = staged("A", M, extents, tile.rows, tile.rows + PAD, operand_a)
         b = staged("B", N, extents, tile.columns, tile.columns, operand_b)
         with w.block(f"for (int n0 = 0; n0 < {extents[N]}; n0 += {tile.columns})"):
-            if isinstance(tile, matrix.MatrixTile):
+            if isinstance(tile, matrix_tile.MatrixTile):
                 matrix.accumulate(w, tile, a, b, context, extents[K])
                 finish_parts(w, tile, extents, product.flat.name, tail, context, destinations)
                 if extents[N] > tile.columns:

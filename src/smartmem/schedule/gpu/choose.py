@@ -21,7 +21,7 @@ from smartmem.schedule import nest as cpu_nest
 from smartmem.schedule import rows as cpu_rows
 from smartmem.schedule.backend import Backend
 from smartmem.schedule.flatten import M, N, flat_space
-from smartmem.schedule.gpu import attention, contraction, loops, matrix, nest, rows, statistics, tile
+from smartmem.schedule.gpu import attention, contraction, loops, matrix_tile, nest, rows, statistics, tile
 from smartmem.schedule.gpu.code import DeviceCode, DeviceTarget, Storages
 from smartmem.schedule.operand_b import b_tensors
 from smartmem.schedule.pipeline import batch_axes, batch_first
@@ -77,8 +77,8 @@ def backend_of(target: DeviceTarget) -> Backend:
     device = target.device
 
     def predict(batch: int, m: int, n: int, k: int) -> float:
-        if target.half and matrix.accepts(m, n, k, device):
-            return matrix.predicted(matrix.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
+        if target.half and matrix_tile.accepts(m, n, k, device):
+            return matrix_tile.predicted(matrix_tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
         return tile.predicted(tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
 
     return Backend(

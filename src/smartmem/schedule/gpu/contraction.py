@@ -23,7 +23,7 @@ from smartmem.kernel.expr import Choose, Expr, Load, is_zero, walk
 from smartmem.kernel.stage import Kernel, Stage, tensors_read
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
-from smartmem.schedule.gpu import matrix, statistics
+from smartmem.schedule.gpu import matrix, matrix_tile, statistics
 from smartmem.schedule.gpu.code import (
     Arguments,
     Destination,
@@ -60,7 +60,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     local = kernel.local() | {s.name for s in found}
     product = flatten_product(stages[0], batch, rows, storages, local)
     batches, m, n, k = product.extents
-    on_matrix_units = target.half and target.tuned and matrix.accepts(m, n, k, target.device)
+    on_matrix_units = target.half and target.tuned and matrix_tile.accepts(m, n, k, target.device)
     if on_matrix_units:  # which take halves: what is stored in float may be too large
         read = {*tensors_read(product.a), *tensors_read(product.b)} - set(constants)
         on_matrix_units = all(storages[name].stored == np.float16 for name in read)
@@ -183,7 +183,7 @@ def _matrix_tile(
     """A tile on matrix units."""
     product, weights = job.product, dict[str, Array]()
     batch, m, n, k = product.extents
-    tile = matrix.choose_tile(batch, m, n, k, target.device)
+    tile = matrix_tile.choose_tile(batch, m, n, k, target.device)
     a = staged("A", M, product.extents, tile.rows, 0, operands[0])
     right: Staged | matrix.PackedB
     if operands[1] is None:
@@ -196,7 +196,7 @@ def _matrix_tile(
         right = staged("B", N, product.extents, tile.columns, 0, operands[1])
     _corner(w, tile.rows, tile.columns)
     matrix.declare(w)
-    across = power_of_two(min(matrix.WARP, tile.local_bytes // 4 // tile.rows))
+    across = power_of_two(min(matrix_tile.WARP, tile.local_bytes // 4 // tile.rows))
     job.reduce_rows(
         w, tile.rows, tile.items, statistics.Parts(across, lambda row, part: f"C[{row} * {across} + {part}]")
     )
@@ -338,7 +338,7 @@ def finish(
 
 
 def finish_parts(
-    w: Writer, tile: matrix.MatrixTile, extents: tuple[int, ...], name: str, tail: list[tuple[Stage, Expr]],
+    w: Writer, tile: matrix_tile.MatrixTile, extents: tuple[int, ...], name: str, tail: list[tuple[Stage, Expr]],
     context: DeviceContext, destinations: tuple[Destination, ...],
 ) -> None:  # fmt: skip
     """The stages behind a contraction on matrix units, part by part through local memory, and the store."""
