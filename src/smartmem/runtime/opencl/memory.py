@@ -1,8 +1,8 @@
 """The memory objects of a program on a device: one per slot.
 
 In: a `DeviceProgram`, a context and a queue. Out: `Memories`, where `objects[slot]` is what kernels get. Activations
-share pooled buffers and images; weights are uploaded once. What no kernel touches
-has no object: it stays an array of the host.
+share pooled buffers and images; weights are uploaded once. What no kernel touches has no object: it stays an array of
+the host. What does not need OpenCL (sizes, limits, the contents of weights) serves CUDA's executor, too.
 """
 
 from __future__ import annotations

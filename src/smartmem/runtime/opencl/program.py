@@ -1,4 +1,4 @@
-"""What the compiler hands to the OpenCL runtime: a `DeviceProgram`, plain data.
+"""What the compiler hands to the runtime of devices: a `DeviceProgram`, plain data.
 
 Kernels take memory objects only, one per slot, in the order of `LaunchStep.args`. Activations lie in pooled buffers and
 images, which are reused when they are free. (Parts of one buffer would need less memory, but drivers that look for

@@ -2,7 +2,8 @@
 
 A group that computes a tile of ``LayerNorm(x) * W`` first reduces its own rows of x (mean, then deviation), keeps one
 value per row in local memory, and normalizes while it stages operand A. Every column tile does this again, from the
-cache; in exchange the normalized tensor does not exist, and a kernel less is launched.
+cache; in exchange the normalized tensor does not exist, and a kernel less is launched. That pays where launches cost
+much (`choose.schedulable`), so not where they are CUDA graphs.
 
     row_0[r] = sum over n of x[m0 + r, n];   row_1[r] = rsqrt(sum over n of (x - row_0[r] / N)^2 ...)
 
