@@ -13,8 +13,9 @@ from smartmem.frontend.load import load_graph
 from smartmem.index.map import evaluate
 from smartmem.kernel.evaluate import evaluate_stage
 from smartmem.kernel.stage import Kernel
+from smartmem.layout.memory import whole_lanes
 from smartmem.passes.module import Module
-from smartmem.passes.pad_lanes import pad_lanes, rounded
+from smartmem.passes.pad_lanes import pad_lanes
 from smartmem.passes.pipeline import run_passes
 from smartmem.passes.place import place, place_padded
 from smartmem.runtime.opencl.profiles import profile
@@ -62,7 +63,7 @@ def test_padded_lanes_are_zero_and_the_rest_is_the_same(channels: int) -> None:
     padded = pad_lanes(module, backend)
     assert padded is not None
     (name,) = padded.padded
-    assert padded.shape(name) == (5, rounded(channels))
+    assert padded.shape(name) == (5, whole_lanes(channels))
     feeds = g.feeds()
     before, after = run(module, feeds), run(padded, feeds)
     assert (after[name][:, channels:] == 0).all()

@@ -26,6 +26,11 @@ LANES = 4
 SMALL_CONSTANT = 4096  # elements up to which a constant (biases, scales) stays in float where others are halves
 
 
+def whole_lanes(extent: int) -> int:
+    """An extent rounded up to a multiple of `LANES`."""
+    return -(-extent // LANES) * LANES
+
+
 @dataclass(frozen=True)
 class Image:
     """The place of each coordinate in an image of `width` x `height` texels."""

@@ -39,7 +39,7 @@ def copy_layouts(
 ) -> dict[str, DeviceStorage]:
     """Makes the copies that pay."""
     result = dict(storages)
-    whole = row_major(module) | set(module.windows) | {window.parent for window in module.windows.values()}
+    whole = row_major(module) | module.sharing()
     made, gain = 0, 0.0
     for name, wish in requests(module).items():
         if name in whole or len(wish.axes(module.shape(name))) < 2:

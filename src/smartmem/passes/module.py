@@ -114,7 +114,7 @@ class Module:
 
         These are outputs, pieces of others, operands of host steps and tensors whose entries are part of an index.
         """
-        names = {v.name for v in self.outputs} | set(self.windows) | {w.parent for w in self.windows.values()}
+        names = {v.name for v in self.outputs} | self.sharing()
         for step in (*self.steps, *self.kernels):
             if isinstance(step, HostOp):
                 names |= {*step.reads(), *step.writes()}
@@ -122,6 +122,10 @@ class Module:
             for stage in step.stages if isinstance(step, Kernel) else [step]:
                 names |= set(looked_up(stage.body))
         return names
+
+    def sharing(self) -> set[str]:
+        """Tensors that lie in one buffer with others: windows and what they are windows of."""
+        return set(self.windows) | {window.parent for window in self.windows.values()}
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         shape = self.types[tensor][0]

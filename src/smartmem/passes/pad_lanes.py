@@ -25,7 +25,7 @@ from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import IndexMap
 from smartmem.kernel.expr import Alu, Expr, Iota, Load, alu, const, iota, load, rebuild
 from smartmem.kernel.stage import Kernel, Stage
-from smartmem.layout.memory import LANES
+from smartmem.layout.memory import LANES, whole_lanes
 from smartmem.passes.module import Module
 from smartmem.passes.prove import prove
 from smartmem.passes.select_layout import requests, row_major
@@ -36,10 +36,6 @@ FEWEST = 3  # values of a lane axis from which on lanes of zeros are worth their
 IDENTITY = {"sum": 0.0, "prod": 1.0, "max": -np.inf, "min": np.inf}
 Padded = Mapping[str, int]  # the padded axis of a tensor
 Grown = dict[str, set[int]]  # the axes of each stage that run to the next multiple of four
-
-
-def rounded(extent: int) -> int:
-    return -(-extent // LANES) * LANES
 
 
 def pad_lanes(module: Module, backend: Backend) -> Module | None:
@@ -60,7 +56,7 @@ def pad_lanes(module: Module, backend: Backend) -> Module | None:
 def _candidates(module: Module) -> dict[str, int]:
     """Float activations that one kernel writes and nobody outside sees, with a lane axis that texels do not divide."""
     wishes, fixed = requests(module), row_major(module)
-    fixed |= set(module.windows) | {window.parent for window in module.windows.values()}
+    fixed |= module.sharing()
     found = {}
     for kernel in module.kernels:
         if not isinstance(kernel, Kernel) or kernel.tensor in fixed or module.types[kernel.tensor][1] != np.float32:
@@ -95,8 +91,10 @@ def _rewrite_all(module: Module, result: Module, padded: Padded, backend: Backen
     refused = set()
     for name, axis in padded.items():
         shape = list(module.shape(name))
-        result.padded[name] = f"{shape[axis]} values in the lane and {rounded(shape[axis]) - shape[axis]} of padding"
-        shape[axis] = rounded(shape[axis])
+        result.padded[name] = (
+            f"{shape[axis]} values in the lane and {whole_lanes(shape[axis]) - shape[axis]} of padding"
+        )
+        shape[axis] = whole_lanes(shape[axis])
         result.types[name] = (tuple(shape), module.types[name][1])
     for step in module.kernels:
         kernel = step
@@ -203,7 +201,7 @@ class _Rewriter:
 
     def _stage(self, stage: Stage) -> Stage:
         grown = self.grown[stage.name]
-        domain = tuple(rounded(n) if k in grown else n for k, n in enumerate(stage.domain))
+        domain = tuple(whole_lanes(n) if k in grown else n for k, n in enumerate(stage.domain))
         space = len(stage.shape)
 
         def leaf(node: Load | Iota) -> Expr:
@@ -229,7 +227,7 @@ class _Rewriter:
     def _constant(self, name: str, axis: int) -> str:
         """A constant with zeros behind the end of an axis."""
         data: np.ndarray[Any, Any] = self.module.constants[name]
-        padding = [(0, rounded(n) - n if k == axis else 0) for k, n in enumerate(data.shape)]
+        padding = [(0, whole_lanes(n) - n if k == axis else 0) for k, n in enumerate(data.shape)]
         result = f"{name}.padded{axis}"
         if result not in self.module.constants:
             self.module.constants[result] = np.pad(data, padding)
@@ -263,4 +261,4 @@ class _Rewriter:
 
 def _inside(loop: int, extent: int) -> Expr:
     """Whether a loop is before its old end; a float comparison, so that vectors have it."""
-    return alu("lt", iota(axis_digit(loop, rounded(extent)), np.float32), const(float(extent)))
+    return alu("lt", iota(axis_digit(loop, whole_lanes(extent)), np.float32), const(float(extent)))

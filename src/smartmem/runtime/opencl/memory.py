@@ -19,7 +19,7 @@ from smartmem.errors import CompilerError, InputError, RuntimeFailure
 from smartmem.runtime.arrays import Array, dtype_of
 from smartmem.runtime.opencl.errors import reporting
 from smartmem.runtime.opencl.loader import pyopencl
-from smartmem.runtime.opencl.program import DeviceProgram, DeviceSlot, LaunchStep
+from smartmem.runtime.opencl.program import DeviceProgram, DeviceSlot
 
 _ADVICE = "use --precision fp16, a smaller --shape, or --device cpu"
 
@@ -88,7 +88,7 @@ def buffer_bytes(slot: DeviceSlot) -> int:
 
 def touched_slots(program: DeviceProgram) -> list[int]:
     """The slots that kernels touch, in order."""
-    return sorted({at for step in program.steps if isinstance(step, LaunchStep) for at in step.args})
+    return sorted({at for step in program.launches for at in step.args})
 
 
 def weight_array(program: DeviceProgram, slot: DeviceSlot) -> Array:

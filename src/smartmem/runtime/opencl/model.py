@@ -26,7 +26,7 @@ from smartmem.runtime.opencl.build import Builder, Progress
 from smartmem.runtime.opencl.devices import opencl_device
 from smartmem.runtime.opencl.errors import DeviceLost
 from smartmem.runtime.opencl.executor import Executor
-from smartmem.runtime.opencl.program import DeviceProgram, LaunchStep
+from smartmem.runtime.opencl.program import DeviceProgram
 from smartmem.runtime.opencl.queue import QueueExecutor, context_of
 from smartmem.runtime.plan import Segment, segments
 
@@ -65,7 +65,7 @@ class DeviceModel(CompiledModel):
         builder = Builder(context_of(handle), handle, device, program.options, cache)
         self._executor = _executor(program, device, builder, cache, progress)
         self.compiled = builder.compiled
-        self._launches = [step for step in program.steps if isinstance(step, LaunchStep)]
+        self._launches = program.launches
         self._segments = segments(program)
         self._host_steps = HostSteps(program.slots)
         self._arrays: dict[int, Any] = {}  # what lies on the host, by slot number: inputs and results of host steps

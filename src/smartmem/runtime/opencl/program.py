@@ -120,3 +120,8 @@ class DeviceProgram:
     sources: dict[str, str]
     report: dict[str, Any] = field(default_factory=dict)
     checks: list[str] = field(default_factory=list)
+
+    @property
+    def launches(self) -> list[LaunchStep]:
+        """The steps that are kernels, in order."""
+        return [step for step in self.steps if isinstance(step, LaunchStep)]

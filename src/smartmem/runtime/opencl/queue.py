@@ -14,7 +14,7 @@ from smartmem.runtime.opencl.executor import Executor
 from smartmem.runtime.opencl.launch import LaunchPlan
 from smartmem.runtime.opencl.loader import pyopencl
 from smartmem.runtime.opencl.memory import allocate
-from smartmem.runtime.opencl.program import DeviceProgram, LaunchStep
+from smartmem.runtime.opencl.program import DeviceProgram
 
 
 class QueueExecutor(Executor):
@@ -36,9 +36,8 @@ class QueueExecutor(Executor):
         self._builder = builder
         self._queue = _queue(builder.context, False)
         self._memories = allocate(program, device, builder.context, self._queue)
-        steps = [step for step in program.steps if isinstance(step, LaunchStep)]
         programs = builder.build_all(program, progress)
-        self._plan = LaunchPlan(steps, programs, self._memories, device, builder.handle, cache)
+        self._plan = LaunchPlan(program.launches, programs, self._memories, device, builder.handle, cache)
         self.native = self._plan.native
 
     def holds(self, at: int) -> bool:

@@ -22,7 +22,7 @@ from smartmem.device import Device
 from smartmem.index.lin import axis_digit
 from smartmem.index.substitute import substitute
 from smartmem.kernel.stage import Kernel, Stage, tensors_read, without
-from smartmem.layout.memory import LANES
+from smartmem.layout.memory import LANES, whole_lanes
 from smartmem.schedule.flatten import B, K, M, N, flat_space, flatten
 from smartmem.schedule.gpu import matrix, matrix_tile
 from smartmem.schedule.gpu.code import (
@@ -151,11 +151,7 @@ def block_rows(width: int, height: int, device: Device) -> int:
 def _local_bytes(rows: int, width: int) -> int:
     staging = DEPTH * (rows + PAD) + DEPTH * 64
     slices = max(1, ITEMS // (rows // LANES * 16)) - 1
-    return 4 * (rows * _padded(width) + staging + max(slices, 1) * rows * 64 + ITEMS + 4 * rows)
-
-
-def _padded(width: int) -> int:
-    return -(-width // LANES) * LANES
+    return 4 * (rows * whole_lanes(width) + staging + max(slices, 1) * rows * 64 + ITEMS + 4 * rows)
 
 
 def tile_of(rows: int, columns: int) -> Tile:
@@ -179,7 +175,7 @@ def plan_of(batches: int, height: int, width: int, inner: int, columns: int, uni
             second = _matrix_tile(block, down, across, columns, width or inner)
             made = Plan(block, second.items, first, second)
             static = 4 * (made.items + MOST_ROWS * block)
-            if ring_bytes(made) + 4 * block * _padded(width) + static <= device.group_memory:
+            if ring_bytes(made) + 4 * block * whole_lanes(width) + static <= device.group_memory:
                 best = made
         if best is not None:
             return best
@@ -232,8 +228,8 @@ class _Attention:
         self.units = isinstance(self.plan.second, matrix_tile.MatrixTile)
         self.arguments, self.w = Arguments(storages, target.check), new_writer()
         self.memories = memories_of(kernel, self.arguments)
-        bounds = self.arguments.bounds("the scores", address=self.block * _padded(self.width))
-        self.scores = LocalRows("S", _padded(self.width), M, bounds)
+        bounds = self.arguments.bounds("the scores", address=self.block * whole_lanes(self.width))
+        self.scores = LocalRows("S", whole_lanes(self.width), M, bounds)
         self.memories |= dict.fromkeys(self.kept, self.scores)
         self.readers = {stage.name: row_value(f"row_{k}") for k, stage in enumerate(parts.rows)}
 
@@ -257,7 +253,7 @@ class _Attention:
         note += ", on matrix units" if self.units else ""
         size = (self.items * -(-self.height // self.block), self.batches, 1)
         arguments = self.arguments
-        dynamic = ring_bytes(plan) + 4 * self.block * _padded(self.width) if self.units else 0
+        dynamic = ring_bytes(plan) + 4 * self.block * whole_lanes(self.width) if self.units else 0
         return DeviceCode(
             w.text(), [*arguments.parameters, *([matrix.POOL] if dynamic else [])], arguments.slots, size,
             (self.items, 1, 1), family="attention", notes=[note], support=matrix.PTX if self.units else "",
@@ -281,7 +277,7 @@ class _Attention:
 
     def _declare(self) -> None:
         w, block, plan = self.w, self.block, self.plan
-        scores = block * _padded(self.width)
+        scores = block * whole_lanes(self.width)
         if self.units:
             matrix.declare(w)
             w.line(f"__local float *const S = (__local float *)(pool + {ring_bytes(plan) // 16});")
