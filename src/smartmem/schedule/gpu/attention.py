@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,7 @@ from smartmem.schedule.gpu.contraction import (
     placed_stage,
 )
 from smartmem.schedule.gpu.loops import row_lane
+from smartmem.schedule.gpu.matrix_tile import Form
 from smartmem.schedule.gpu.nest import tree
 from smartmem.schedule.gpu.product import Product, flatten_product
 from smartmem.schedule.gpu.sweeps import of_block_rows, of_tile
@@ -161,18 +163,19 @@ def tile_of(rows: int, columns: int) -> Tile:
     return Tile(rows, wide, max(DEPTH, slices), LANES, LANES, slices)
 
 
-def plan_of(batches: int, height: int, width: int, inner: int, columns: int, units: bool, device: Device) -> Plan:
+def plan_of(batches: int, height: int, width: int, inner: int, columns: int, form: Form | None, device: Device) -> Plan:
     """The plan for `batches` heads of `height` rows with `width` scores each, `inner` long; `columns` of the result.
 
-    On matrix units: the largest block for which all compute units have work, else the smallest that fits.
+    On matrix units, where there is a `form`: the largest block for which all compute units have work, else the smallest
+    that fits.
     """
-    if units:
+    if form is not None:
         best: Plan | None = None
         for block, down, across in ((16, 1, 4), (32, 2, 4), (64, 4, 2)):
             if best is not None and batches * -(-height // block) < device.compute_units:
                 break
-            first = _matrix_tile(block, down, across, width, inner) if width else None
-            second = _matrix_tile(block, down, across, columns, width or inner)
+            first = _matrix_tile(block, down, across, width, inner, form) if width else None
+            second = _matrix_tile(block, down, across, columns, width or inner, form)
             made = Plan(block, second.items, first, second)
             static = 4 * (made.items + MOST_ROWS * block)
             if ring_bytes(made) + 4 * block * whole_lanes(width) + static <= device.group_memory:
@@ -183,11 +186,12 @@ def plan_of(batches: int, height: int, width: int, inner: int, columns: int, uni
     return Plan(block, ITEMS, tile_of(block, width) if width else None, tile_of(block, columns))
 
 
-def _matrix_tile(block: int, down: int, across: int, columns: int, depth: int) -> matrix_tile.MatrixTile:
+def _matrix_tile(block: int, down: int, across: int, columns: int, depth: int, form: Form) -> matrix_tile.MatrixTile:
     """A tile as wide as the product, if the accumulators fit into registers; all of k in one step, if it is short."""
     blocks = min(-(-columns // (8 * across)), MOST_BLOCKS)
-    step = 64 if depth > 32 else 32
-    return matrix_tile.MatrixTile(block, 8 * across * blocks, step, down, across, 1 if depth <= step else 2)
+    most = 128 // form.bytes
+    step = most if depth > most // 2 else most // 2
+    return matrix_tile.MatrixTile(block, 8 * across * blocks, step, down, across, 1 if depth <= step else 2, form)
 
 
 def ring_bytes(plan: Plan) -> int:
@@ -222,8 +226,9 @@ class _Attention:
         self.first = self._flat(parts.scores[0]) if parts.scores else None
         inner = (self.first or self.second).extents[K]
         columns = self.second.extents[N]
-        units = target.half and target.tuned and self._takes_halves(target.device, inner)
-        self.plan = plan_of(self.batches, self.height, self.width, inner, columns, units, target.device)
+        units = target.tuned and matrix_tile.accepts(self.height, columns, inner, target.device)
+        form = matrix_tile.form_of(target.half, self._stored()) if units else None
+        self.plan = plan_of(self.batches, self.height, self.width, inner, columns, form, target.device)
         self.block, self.items = self.plan.block, self.plan.items
         self.units = isinstance(self.plan.second, matrix_tile.MatrixTile)
         self.arguments, self.w = Arguments(storages, target.check), new_writer()
@@ -260,13 +265,11 @@ class _Attention:
             sweeps=[] if self.units else arguments.sweeps, checks=arguments.checks, dynamic=dynamic,
         )  # fmt: skip
 
-    def _takes_halves(self, device: Device, inner: int) -> bool:
-        """Whether matrix units can compute both products: they take what is stored as halves."""
+    def _stored(self) -> list[np.dtype[Any]]:
+        """As what the operands of both products are stored."""
         products = [p for p in (self.first, self.second) if p is not None]
         read = {name for p in products for x in (p.a, p.b) for name in tensors_read(x)} - set(self.kept) - self.local
-        return matrix_tile.accepts(self.height, self.second.extents[N], inner, device) and all(
-            self.storages[name].stored == np.float16 for name in read
-        )
+        return [self.storages[name].stored for name in read]
 
     def _flat(self, stage: Stage) -> Product:
         return flatten_product(stage, self.batch, self.rows, self.storages, self.local)

@@ -77,8 +77,9 @@ def backend_of(target: DeviceTarget) -> Backend:
     device = target.device
 
     def predict(batch: int, m: int, n: int, k: int) -> float:
-        if target.half and matrix_tile.accepts(m, n, k, device):
-            return matrix_tile.predicted(matrix_tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
+        if target.tuned and matrix_tile.accepts(m, n, k, device):
+            form = matrix_tile.form_of(target.half, ())
+            return matrix_tile.predicted(matrix_tile.choose_tile(batch, m, n, k, form, device), batch, m, n, k, device)
         return tile.predicted(tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
 
     return Backend(

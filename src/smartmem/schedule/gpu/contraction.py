@@ -17,6 +17,7 @@ from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
 from smartmem.codegen.cl_memory import Bounds, checked
 from smartmem.codegen.writer import Writer
+from smartmem.device import Device
 from smartmem.errors import CompilerError
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, Expr, Load, is_zero, walk
@@ -38,6 +39,7 @@ from smartmem.schedule.gpu.code import (
     power_of_two,
 )
 from smartmem.schedule.gpu.loops import ease, ease_of_stores
+from smartmem.schedule.gpu.matrix_tile import Form
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
 from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
@@ -60,10 +62,9 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     local = kernel.local() | {s.name for s in found}
     product = flatten_product(stages[0], batch, rows, storages, local)
     batches, m, n, k = product.extents
-    on_matrix_units = target.half and target.tuned and matrix_tile.accepts(m, n, k, target.device)
-    if on_matrix_units:  # which take halves: what is stored in float may be too large
-        read = {*tensors_read(product.a), *tensors_read(product.b)} - set(constants)
-        on_matrix_units = all(storages[name].stored == np.float16 for name in read)
+    read = {*tensors_read(product.a), *tensors_read(product.b)} - set(constants) - local
+    form = matrix_tile.form_of(target.half, (storages[name].stored for name in read))
+    on_matrix_units = target.tuned and matrix_tile.accepts(m, n, k, target.device)
     constant = is_constant(product, constants)
     names = {t for s in stages[1:] for t in tensors_read(s.body)} | set(tensors_read(product.a))
     names |= set() if constant else set(tensors_read(product.b))
@@ -79,8 +80,11 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
         product, arguments, context, tail, destinations_of(kernel, coords, memories, storages), found, batch, rows
     )  # fmt: skip
     operands = placed(product.a, storages, local), None if constant else placed(product.b, storages, local)
-    emit = _matrix_tile if on_matrix_units else _tile
-    note, items, (rows_, columns), weights, dynamic = emit(w, job, operands, constants, target)
+    if on_matrix_units:
+        emitted = _matrix_tile(w, job, operands, constants, form, target.device)
+    else:
+        emitted = _tile(w, job, operands, constants, target)
+    note, items, (rows_, columns), weights, dynamic = emitted
     size = (-(-n // columns) * items, -(-m // rows_), batches)
     parameters = [*arguments.parameters, *([matrix.POOL] if dynamic else [])]
     return DeviceCode(
@@ -178,20 +182,20 @@ def _tile(
 
 
 def _matrix_tile(
-    w: Writer, job: Job, operands: tuple[Expr, Expr | None], constants: Mapping[str, Array], target: DeviceTarget
+    w: Writer, job: Job, operands: tuple[Expr, Expr | None], constants: Mapping[str, Array], form: Form, device: Device
 ) -> Emitted:
     """A tile on matrix units."""
     product, weights = job.product, dict[str, Array]()
     batch, m, n, k = product.extents
-    tile = matrix_tile.choose_tile(batch, m, n, k, target.device)
+    tile = matrix_tile.choose_tile(batch, m, n, k, form, device)
     a = staged("A", M, product.extents, tile.rows, 0, operands[0])
     right: Staged | matrix.PackedB
     if operands[1] is None:
         slot = f"{job.name}.packed"
-        weights[slot] = matrix.pack_matrix(product, constants)
+        weights[slot] = matrix.pack_matrix(product, constants, form)
         bounds = job.arguments.bounds(slot, address=weights[slot].size)
         batches, columns, depth = weights[slot].shape
-        right = matrix.PackedB(job.arguments.buffer(slot, "half"), batches, columns, depth, bounds)
+        right = matrix.PackedB(job.arguments.buffer(slot, form.kind), batches, columns, depth, bounds)
     else:
         right = staged("B", N, product.extents, tile.columns, 0, operands[1])
     _corner(w, tile.rows, tile.columns)
@@ -203,7 +207,7 @@ def _matrix_tile(
     matrix.accumulate(w, tile, a, right, job.context, product.extents[K])
     finish_parts(w, tile, product.extents, job.name, job.tail, job.context, job.destinations)
     return (
-        f"tile {tile.rows}x{tile.columns}x{tile.depth} on matrix units, {tile.stages} stages",
+        f"tile {tile.rows}x{tile.columns}x{tile.depth} of {form.kind}s on matrix units, {tile.stages} stages",
         tile.items,
         (tile.rows, tile.columns),
         weights,

@@ -1,14 +1,19 @@
-"""Contractions on matrix units: half operands in local memory, products of 16x8x16 blocks, float accumulators.
+"""Contractions on matrix units: operands in local memory, products of 16x8 blocks, float accumulators.
 
-For devices whose compiler takes inline PTX (`Device.matrix_units`) and half storage; every other device runs
-`contraction`. Blocks of both operands are staged in a ring of `stages` parts of local memory, in the direction in which
-they lie in memory (``[x][k]`` or ``[k][x]``); ``ldmatrix`` reads fragments of either. What is stored as halves and
-needs no arithmetic is copied past the registers (``cp.async``), several blocks ahead; the rest is loaded one block
-ahead, computed, rounded, and stored. Results go through local memory, so that the epilogue stores four neighbours at a
-time.
+For devices whose compiler takes inline PTX (`Device.matrix_units`); every other device runs `contraction`. Blocks of
+both operands are staged in a ring of `stages` parts of local memory, in the direction in which they lie in memory
+(``[x][k]`` or ``[k][x]``). What needs no arithmetic is copied past the registers (``cp.async``), several blocks ahead;
+the rest is loaded one block ahead, computed, rounded, and stored. Results go through local memory, so that the epilogue
+stores four neighbours at a time.
 
-    fragments of ``mma.m16n8k16``: work-item (g, t) = (lane / 4, lane % 4) holds rows g and g + 8 of A, columns g of B,
-    and k = 2t, 2t+1, 2t+8, 2t+9 of both
+Halves are multiplied as they are. The units take no floats, only their upper 19 bits (TF32). So each float is the sum
+of two such numbers, x = upper + lower, and a product is three: lower x upper + upper x lower + upper x upper; what is
+left out is 2^-22 of it (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). The units
+also round their sums towards zero, so that sums of a whole product would lose bits: each step starts from zero, and
+ordinary additions add up the steps.
+
+    fragments of ``mma.m16n8k16`` (halves): work-item (g, t) = (lane / 4, lane % 4) holds rows g and g + 8 of A, columns
+    g of B, and k = 2t, 2t+1, 2t+8, 2t+9 of both; of ``mma.m16n8k8`` (floats): the same rows and columns, k = t and t+4
 
 In: what `contraction` takes. Out: OpenCL C with PTX.
 """
@@ -30,12 +35,11 @@ from smartmem.kernel.expr import Choose, Const, Load
 from smartmem.kernel.stage import looked_up
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import K, N
-from smartmem.schedule.gpu.matrix_tile import PAD, WARP, MatrixTile
+from smartmem.schedule.gpu.matrix_tile import FLOAT, HALF, WARP, Form, MatrixTile
 from smartmem.schedule.gpu.product import Product, pack, to_half
 from smartmem.schedule.gpu.tile import Staged, Stager
 
 Array = np.ndarray[Any, Any]
-RUN = 8  # halves of one 16-byte load
 POOL = "__local uint4 *pool"  # parameter: the ring, as large as the launch says
 
 PTX = """
@@ -45,44 +49,60 @@ inline void sm_multiply(float *c, const uint *a, const uint *b) {
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-/* Four (two) blocks of 8x8 halves; each work-item names the start of one row. _t: the blocks transposed. */
+/* Upper bits of both operands, which is what the units read of floats. */
+inline void sm_multiply_upper(float *c, const uint *a, const uint *b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+/* Four (two) blocks of 8 rows of 16 bytes; each work-item names the start of one row. _t: of halves, transposed. */
 #define SM_BLOCKS(name, form) \
-    inline void name(uint *r, const __local ushort *row) { \
+    inline void name(uint *r, const __local void *row) { \
         asm volatile("ldmatrix.sync.aligned.m8n8.x4" form ".shared.b16 {%0, %1, %2, %3}, [%4];" \
                      : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint)(size_t)row) : "memory"); \
     } \
-    inline void name##_2(uint *r, const __local ushort *row) { \
+    inline void name##_2(uint *r, const __local void *row) { \
         asm volatile("ldmatrix.sync.aligned.m8n8.x2" form ".shared.b16 {%0, %1}, [%2];" \
                      : "=r"(r[0]), "=r"(r[1]) : "r"((uint)(size_t)row) : "memory"); \
     }
 SM_BLOCKS(sm_blocks, "")
 SM_BLOCKS(sm_blocks_t, ".trans")
-/* Copies 8 (4) halves without waiting, or zeros where `inside` is 0. */
-inline void sm_copy_8(__local ushort *to, const __global half *from, int inside) {
+/* Copies 16 (8) bytes without waiting, or zeros where `inside` is 0. */
+inline void sm_copy_16(__local void *to, const __global void *from, int inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"((uint)(size_t)to), "l"((ulong)from), "r"(inside ? 16 : 0) : "memory");
 }
-inline void sm_copy_4(__local ushort *to, const __global half *from, int inside) {
+inline void sm_copy_8(__local void *to, const __global void *from, int inside) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
                  :: "r"((uint)(size_t)to), "l"((ulong)from), "r"(inside ? 8 : 0) : "memory");
 }
 #define sm_copied() asm volatile("cp.async.commit_group;" ::: "memory")
 #define sm_wait_copies(n) asm volatile("cp.async.wait_group " #n ";" ::: "memory")
+/* A float as the sum of two numbers of 11 bits: `x` keeps the nearest one, `lower` gets the rest. */
+inline void sm_split(uint *x, uint *lower) {
+    const float value = as_float(*x);
+    *x = (*x + 0x1000u) & 0xffffe000u;
+    const float upper = as_float(*x);
+    *lower = upper == value ? 0u : as_uint(value - upper); /* infinities have no rest */
+}
 """
+ELEMENT = {"half": "ushort", "float": "float"}  # how values of a `Form.kind` are declared in local memory
 
 
-def pack_matrix(product: Product, constants: Mapping[str, Array]) -> Array:
-    """A constant operand B as halves [batch][n][k], k zero-padded to `RUN`."""
-    plain = pack(product, constants)[:, :, : product.extents[N]]
-    depth = -(-product.extents[K] // RUN) * RUN
-    result = np.zeros((plain.shape[0], product.extents[N], depth), np.float16)
-    result[:, :, : product.extents[K]] = to_half(plain.transpose(0, 2, 1))
+def pack_matrix(product: Product, constants: Mapping[str, Array], form: Form) -> Array:
+    """A constant operand B as halves or floats [batch][n][k], k zero-padded to whole `VECTOR`s."""
+    plain = pack(product, constants)[:, :, : product.extents[N]].transpose(0, 2, 1)
+    values = to_half(plain) if form == HALF else plain
+    depth = -(-product.extents[K] // form.run) * form.run
+    result = np.zeros((*plain.shape[:2], depth), values.dtype)
+    result[:, :, : product.extents[K]] = values
     return result
 
 
 @dataclass(frozen=True)
 class PackedB:
-    """Packed weights behind a pointer: a load of `RUN` halves along k."""
+    """Packed weights behind a pointer: a load of one `VECTOR` along k."""
 
     pointer: str
     batches: int
@@ -91,26 +111,26 @@ class PackedB:
     bounds: Bounds | None = None
 
 
-class HalfStager(Stager):
-    """Halves in a ring of blocks: ``[x][k]`` where the operand lies along k, else ``[k][x]``.
+class RingStager(Stager):
+    """A ring of blocks of the tile's form: ``[x][k]`` where the operand lies along k, else ``[k][x]``.
 
     Attributes:
         copies: whether blocks are copied without passing the registers.
-        stride: halves from one row of a block to the next; block_size: of a block.
+        stride: values from one row of a block to the next; block_size: of a block.
     """
 
     def __init__(
         self, w: Writer, tile: MatrixTile, operand: Staged | PackedB, name: str, size: int, depth: int,
         context: DeviceContext,
     ) -> None:  # fmt: skip
-        self.operand = operand
-        self.copied = None if isinstance(operand, PackedB) else _copied(operand, tile.depth, size, context)
+        self.operand, self.form = operand, tile.form
+        self.copied = None if isinstance(operand, PackedB) else _copied(operand, tile, size, context)
         self.copies = isinstance(operand, PackedB) or self.copied is not None
         self.k_inner = isinstance(operand, PackedB) or (operand.along or operand.fast) == K
-        self.stride = (tile.depth if self.k_inner else size) + PAD
+        self.stride = tile.stride(size, self.k_inner)
         self.block_size = self.stride * (size if self.k_inner else tile.depth)
         if isinstance(operand, PackedB):
-            step, kind = RUN, ""
+            step, kind = tile.form.run, ""
         elif self.copied is not None:
             step, kind = self.copied.lane.width, ""
         else:
@@ -150,7 +170,7 @@ class HalfStager(Stager):
             if o.columns % self.size:
                 inside.append(f"n0 + at_x < {o.columns}")
             base = f"b * {o.columns * o.depth} + " if o.batches > 1 else ""
-            source = f"{o.pointer} + {checked(o.bounds, f'{base}(n0 + at_x) * {o.depth} + k', together=RUN)}"
+            source = f"{o.pointer} + {checked(o.bounds, f'{base}(n0 + at_x) * {o.depth} + k', together=self.step)}"
             pointer, bounds = o.pointer, o.bounds
         else:
             assert self.copied is not None
@@ -166,7 +186,7 @@ class HalfStager(Stager):
         condition = " && ".join(inside) or "1"
         if bounds is not None and inside:  # an address that is not used is not checked
             source = f"({condition} ? {source} : {pointer})"
-        w.line(f"sm_copy_{self.step}({self._place(stage)}, {source}, {condition});")
+        w.line(f"sm_copy_{self.step * self.form.bytes}({self._place(stage)}, {source}, {condition});")
 
     def _load(self, start: str) -> None:
         assert not isinstance(self.operand, PackedB)
@@ -178,13 +198,16 @@ class HalfStager(Stager):
 
     def _put(self, stage: str) -> None:
         value, where = f"{self.register}[u]", self._place(stage)
+        if self.form == FLOAT:
+            self.w.line(f"*(__local {self.kind} *)({where}) = {value};")
+            return
         kind = "vstorea_half4_rte" if self.step == LANES else "vstore_half_rte"
         self.w.line(f"{kind}({value}, 0, (__local half *)({where}));")
 
 
 @dataclass(frozen=True)
 class Copied:
-    """An operand that is a load, or zero where guards fail: vectors along `lane` lie together as halves."""
+    """An operand that is a load, or zero where guards fail: vectors along `lane` lie together as the tile has them."""
 
     load: Load
     guards: tuple[Guard, ...]
@@ -192,7 +215,7 @@ class Copied:
     lane: Lane
 
 
-def _copied(operand: Staged, depth: int, size: int, context: DeviceContext) -> Copied | None:
+def _copied(operand: Staged, tile: MatrixTile, size: int, context: DeviceContext) -> Copied | None:
     """How an operand is copied; None if something must be computed, or it lies otherwise."""
     body = operand.body
     guards: tuple[Guard, ...] = ()
@@ -205,11 +228,11 @@ def _copied(operand: Staged, depth: int, size: int, context: DeviceContext) -> C
     ):  # copies compute their addresses beyond the ends too, where an index tensor has none
         return None
     memory = context.memories[body.tensor]
-    if not isinstance(memory, LinearBuffer) or memory.stored != np.float16:
+    if not isinstance(memory, LinearBuffer) or memory.stored != (np.float16 if tile.form == HALF else np.float32):
         return None
-    for width in (RUN, LANES):
+    for width in (tile.form.run, LANES):
         lane = Lane(operand.along, context.axes.extents[operand.along], width)
-        fits = lane.extent % width == 0 and (depth if operand.along == K else size) % width == 0
+        fits = lane.extent % width == 0 and (tile.depth if operand.along == K else size) % width == 0
         if fits and lane_free(guards, lane) and memory.aligned(body.index, context.axes, lane) is not None:
             return Copied(body, guards, memory, lane)
     return None
@@ -222,19 +245,16 @@ def declare(w: Writer) -> None:
 
 def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, context: DeviceContext, depth: int) -> None:
     """``sum`` = the product of the tile, over all of k: blocks of 16 x 8 of this work-item's warp."""
-    left = HalfStager(w, tile, a, "A", tile.rows, depth, context)
-    right = HalfStager(w, tile, b, "B", tile.columns, depth, context)
+    left = RingStager(w, tile, a, "A", tile.rows, depth, context)
+    right = RingStager(w, tile, b, "B", tile.columns, depth, context)
     rows, columns = tile.row_blocks, tile.column_blocks
-    w.line("__local ushort *const A = (__local ushort *)pool;")
-    w.line(f"__local ushort *const B = A + {tile.stages * left.block_size};")
+    element = ELEMENT[tile.form.kind]
+    w.line(f"__local {element} *const A = (__local {element} *)pool;")
+    w.line(f"__local {element} *const B = A + {tile.stages * left.block_size};")
     w.line(f"const int warp = item / {WARP}, lane = item % {WARP}, g = lane / 4, t = lane % 4;")
     w.line(f"const int warp_m = warp / {tile.across} * {16 * rows}, warp_n = warp % {tile.across} * {8 * columns};")
     w.line(f"float sum[{rows}][{columns}][4];")
-    w.line("#pragma unroll")
-    with w.loop("i", rows):
-        w.line("#pragma unroll")
-        with w.loop("j", columns):
-            w.line("sum[i][j][0] = sum[i][j][1] = sum[i][j][2] = sum[i][j][3] = 0.0f;")
+    _each_sum(w, tile, "sum[i][j]@ = 0.0f;")
     _ring(w, tile, left, right, depth)
 
 
@@ -256,7 +276,7 @@ def part_row(tile: MatrixTile, y: str) -> str:
     return f"{y} / 16 * {16 * tile.row_blocks} + 16 * i + {y} % 16" if tile.row_blocks > 1 else y
 
 
-def _ring(w: Writer, tile: MatrixTile, left: HalfStager, right: HalfStager, depth: int) -> None:
+def _ring(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager, depth: int) -> None:
     """All blocks of k: copies run `stages` - 1 blocks ahead, loads through registers one."""
     stages, block = tile.stages, tile.depth
     copying = [s for s in (left, right) if s.copies]
@@ -295,39 +315,95 @@ def _ring(w: Writer, tile: MatrixTile, left: HalfStager, right: HalfStager, dept
                 stager.store_to("stage")
 
 
-def _blocks(w: Writer, tile: MatrixTile, left: HalfStager, right: HalfStager) -> None:
+def _blocks(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> None:
     """All blocks of one step."""
-    rows, columns = tile.row_blocks, tile.column_blocks
-    w.line(f"const __local ushort *const a0 = A + stage * {left.block_size};")
-    w.line(f"const __local ushort *const b0 = B + stage * {right.block_size};")
+    rows, columns, form = tile.row_blocks, tile.column_blocks, tile.form
+    for stager, block in ((left, "a"), (right, "b")):
+        start = f"{stager.name} + stage * {stager.block_size}"
+        w.line(f"const __local {ELEMENT[form.kind]} *const {block}0 = {start};")
+    if form == FLOAT:
+        w.line(f"float part[{rows}][{columns}][4];")
+        _each_sum(w, tile, "part[i][j]@ = 0.0f;")
     w.line("#pragma unroll")
-    with w.loop("step", tile.depth, 0, 16):
+    with w.loop("step", tile.depth, 0, form.inner):
         w.line(f"uint a[{rows}][4], b_[{columns}][2];")
-        w.line("#pragma unroll")
-        with w.loop("i", rows):
-            if left.k_inner:
-                where = f"(warp_m + 16 * i + lane % 16) * {left.stride} + step + lane / 16 * 8"
-            else:
-                where = f"(step + lane / 16 * 8 + lane % 8) * {left.stride} + warp_m + 16 * i + lane / 8 % 2 * 8"
-            w.line(f"sm_blocks{'' if left.k_inner else '_t'}(a[i], a0 + {where});")
-        name = f"sm_blocks{'' if right.k_inner else '_t'}"
-        at_k, at_n = "step + lane / 8 % 2 * 8", "warp_n + 8 * j"
-        if right.k_inner:
-            pair = f"({at_n} + lane / 16 * 8 + lane % 8) * {right.stride} + {at_k}"
-            single = f"({at_n} + lane % 8) * {right.stride} + {at_k}"
+        _left_fragments(w, tile, left)
+        _right_fragments(w, tile, right)
+        if form == FLOAT:
+            w.line(f"uint a_lower[{rows}][4], b_lower[{columns}][2];")
+            _split(w, "a", "a_lower", rows, 4)
+            _split(w, "b_", "b_lower", columns, 2)
+            # all of one kind first, so that an instruction does not wait for the one before
+            for x, y in (("a_lower", "b_"), ("a", "b_lower"), ("a", "b_")):
+                _each_block(w, tile, f"sm_multiply_upper(part[i][j], {x}[i], {y}[j]);")
         else:
-            pair = f"({at_k} + lane % 8) * {right.stride} + {at_n} + lane / 16 * 8"
-            single = f"({at_k} + lane % 8) * {right.stride} + {at_n}"
-        if columns > 1:
-            w.line("#pragma unroll")
-            with w.loop("j", columns - columns % 2, 0, 2):
-                w.line(f"{name}(b_[j], b0 + {pair});")
-        if columns % 2:
-            with w.block(""):
-                w.line(f"const int j = {columns - 1};")
-                w.line(f"{name}_2(b_[j], b0 + {single});")
+            _each_block(w, tile, "sm_multiply(sum[i][j], a[i], b_[j]);")
+    if form == FLOAT:
+        _each_sum(w, tile, "sum[i][j]@ += part[i][j]@;")
+
+
+def _left_fragments(w: Writer, tile: MatrixTile, left: RingStager) -> None:
+    """``a`` of one instruction's depth, for all blocks of rows."""
+    stride, run = left.stride, tile.form.run
+    w.line("#pragma unroll")
+    with w.loop("i", tile.row_blocks):
+        if left.k_inner:
+            where = f"(warp_m + 16 * i + lane % 16) * {stride} + step + lane / 16 * {run}"
+            w.line(f"sm_blocks(a[i], a0 + {where});")
+        elif tile.form == HALF:
+            where = f"(step + lane / 16 * 8 + lane % 8) * {stride} + warp_m + 16 * i + lane / 8 % 2 * 8"
+            w.line(f"sm_blocks_t(a[i], a0 + {where});")
+        else:
+            w.line(f"const __local float *const from = a0 + (step + t) * {stride} + warp_m + 16 * i + g;")
+            for r in range(4):
+                w.line(f"a[i][{r}] = as_uint(from[{r // 2 * 4 * stride + r % 2 * 8}]);")
+
+
+def _right_fragments(w: Writer, tile: MatrixTile, right: RingStager) -> None:
+    """``b_`` of one instruction's depth, for all blocks of columns."""
+    stride, run, columns = right.stride, tile.form.run, tile.column_blocks
+    if not right.k_inner and tile.form == FLOAT:
         w.line("#pragma unroll")
-        with w.loop("i", rows):
-            w.line("#pragma unroll")
-            with w.loop("j", columns):
-                w.line("sm_multiply(sum[i][j], a[i], b_[j]);")
+        with w.loop("j", columns):
+            w.line(f"const __local float *const from = b0 + (step + t) * {stride} + warp_n + 8 * j + g;")
+            w.line(f"b_[j][0] = as_uint(from[0]), b_[j][1] = as_uint(from[{4 * stride}]);")
+        return
+    name = f"sm_blocks{'' if right.k_inner else '_t'}"
+    at_k, at_n = f"step + lane / 8 % 2 * {run}", "warp_n + 8 * j"
+    if right.k_inner:
+        pair = f"({at_n} + lane / 16 * 8 + lane % 8) * {stride} + {at_k}"
+        single = f"({at_n} + lane % 8) * {stride} + {at_k}"
+    else:
+        pair = f"({at_k} + lane % 8) * {stride} + {at_n} + lane / 16 * 8"
+        single = f"({at_k} + lane % 8) * {stride} + {at_n}"
+    if columns > 1:
+        w.line("#pragma unroll")
+        with w.loop("j", columns - columns % 2, 0, 2):
+            w.line(f"{name}(b_[j], b0 + {pair});")
+    if columns % 2:
+        with w.block(""):
+            w.line(f"const int j = {columns - 1};")
+            w.line(f"{name}_2(b_[j], b0 + {single});")
+
+
+def _split(w: Writer, values: str, lower: str, blocks: int, registers: int) -> None:
+    w.line("#pragma unroll")
+    with w.loop("i", blocks):
+        w.line("#pragma unroll")
+        with w.loop("r", registers):
+            w.line(f"sm_split(&{values}[i][r], &{lower}[i][r]);")
+
+
+def _each_block(w: Writer, tile: MatrixTile, *lines: str) -> None:
+    """What is done with the accumulators of every block [i][j]."""
+    w.line("#pragma unroll")
+    with w.loop("i", tile.row_blocks):
+        w.line("#pragma unroll")
+        with w.loop("j", tile.column_blocks):
+            for line in lines:
+                w.line(line)
+
+
+def _each_sum(w: Writer, tile: MatrixTile, text: str) -> None:
+    """What is done with every accumulator ``[i][j]@``."""
+    _each_block(w, tile, *(text.replace("@", f"[{e}]") for e in range(4)))

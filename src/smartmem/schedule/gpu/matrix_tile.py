@@ -7,14 +7,43 @@ In: the extents of a product and the device. Out: a `MatrixTile`, which `matrix`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from smartmem.device import Device
 from smartmem.layout.memory import LANES
 
-PAD = 8  # halves between the rows of a staged operand: fragments are read without bank conflicts
 WARP = 32
+VECTOR = 16  # bytes of the widest load and copy, and between rows of a block that lie along k
 STATISTICS = 2 << 10  # bytes of local memory that row statistics have beside the ring
+
+
+@dataclass(frozen=True)
+class Form:
+    """How operands lie in local memory, and what matrix units make of them.
+
+    Attributes:
+        kind: OpenCL type of a value; bytes: of one.
+        inner: extent along k of one instruction's blocks.
+        cost: time of a multiply-add, beside that of halves.
+    """
+
+    kind: str
+    bytes: int
+    inner: int
+    cost: float
+
+    @property
+    def run(self) -> int:
+        """Values of the widest load."""
+        return VECTOR // self.bytes
+
+
+HALF = Form("half", 2, 16, 1.0)
+FLOAT = Form("float", 4, 8, 7.0)  # a product is three: of the upper bits of both operands, and of upper with lower bits
 
 
 @dataclass(frozen=True)
@@ -30,6 +59,7 @@ class MatrixTile:
     down: int
     across: int
     stages: int = 3
+    form: Form = HALF
 
     @property
     def items(self) -> int:
@@ -48,8 +78,15 @@ class MatrixTile:
     @property
     def local_bytes(self) -> int:
         """Of the ring, whichever way the operands lie, and of a part of the results, which takes its place."""
-        staged = sum(max(n * (self.depth + PAD), self.depth * (n + PAD)) for n in (self.rows, self.columns))
-        return max(2 * self.stages * staged, 4 * self.part_rows * self.part_stride)
+        along_k, across = ([self.stride(n, way) for n in (self.rows, self.columns)] for way in (True, False))
+        staged = sum(
+            max(n * a, self.depth * b) for n, a, b in zip((self.rows, self.columns), along_k, across, strict=True)
+        )
+        return max(self.form.bytes * self.stages * staged, 4 * self.part_rows * self.part_stride)
+
+    def stride(self, size: int, along_k: bool) -> int:
+        """Values from one row of a staged block to the next: work-items read fragments without bank conflicts."""
+        return self.depth + self.form.run if along_k else size + 8
 
     @property
     def part_rows(self) -> int:
@@ -71,7 +108,17 @@ TILES = (
     MatrixTile(64, 64, 64, 2, 2, 5), MatrixTile(32, 64, 64, 2, 2, 4), MatrixTile(32, 64, 128, 2, 2, 4),
     MatrixTile(32, 32, 64, 2, 2, 6), MatrixTile(32, 128, 64, 1, 4, 4), MatrixTile(16, 64, 128, 1, 4, 4),
 )  # fmt: skip
+FLOAT_TILES = tuple(replace(t, depth=t.depth // 2, form=FLOAT) for t in TILES if t.depth > 16)
 UNIT_LOCAL = 225_000  # bytes of local memory that the groups on one compute unit share
+
+
+def form_of(half: bool, stored: Iterable[np.dtype[Any]]) -> Form:
+    """Of a product whose operands are `stored` so: halves where all are, as what is stored in float may be too large.
+
+    Args:
+        half: whether constants are stored as halves.
+    """
+    return HALF if half and all(dtype == np.float16 for dtype in stored) else FLOAT
 
 
 def accepts(m: int, n: int, k: int, device: Device) -> bool:
@@ -79,10 +126,14 @@ def accepts(m: int, n: int, k: int, device: Device) -> bool:
     return device.matrix_units and m >= 8 and n >= 8 and k >= 16
 
 
-def choose_tile(batch: int, m: int, n: int, k: int, device: Device) -> MatrixTile:
+def choose_tile(batch: int, m: int, n: int, k: int, form: Form, device: Device) -> MatrixTile:
     """The tile of least predicted time."""
     room = device.group_memory - STATISTICS
-    fitting = (t for t in TILES if t.local_bytes <= room and t.items <= device.max_work_group)
+    fitting = (
+        t
+        for t in (TILES if form == HALF else FLOAT_TILES)
+        if t.local_bytes <= room and t.items <= device.max_work_group
+    )
     return min(fitting, key=lambda t: predicted(t, batch, m, n, k, device))
 
 
@@ -90,15 +141,15 @@ def predicted(tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Devi
     """Predicted cycles.
 
     A step waits for copies that began `stages` - 1 steps ago, or for what all groups on a compute unit bring in and
-    multiply. The numbers are a fit to 47 tiles on 18 products, measured on an H100; the tile that the fit
+    multiply. The numbers are a fit to 47 tiles of halves on 18 products, measured on an H100; the tile that the fit
     chooses takes 5% longer than the best one, on average.
     """
     groups = batch * -(-m // tile.rows) * -(-n // tile.columns)
     resident = max(1, min(2048 // tile.items, UNIT_LOCAL // tile.local_bytes, 16))
     waves = -(-groups // (device.compute_units * resident))
     in_wave = -(-min(groups, device.compute_units * resident) // device.compute_units)
-    work = 0.577 * tile.rows * tile.columns * tile.depth / 1024
-    traffic = 2 * tile.depth * (tile.rows + tile.columns) / 30
+    work = 0.577 * tile.form.cost * tile.rows * tile.columns * tile.depth / 1024
+    traffic = tile.form.bytes * tile.depth * (tile.rows + tile.columns) / 30
     step = max(35 + 1322 / (tile.stages - 1), in_wave * (work + traffic))
     finish = in_wave * tile.rows * tile.columns / tile.items
     return 4900 + waves * (-(-k // tile.depth) * step + finish)
