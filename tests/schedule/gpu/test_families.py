@@ -49,18 +49,21 @@ def differences(case: DeviceCase, results: Sequence[Array], tolerance: float) ->
 
 
 @pytest.mark.parametrize(
-    "level, memory, precision, check",
+    "level, memory, precision, check, kind",
     [
-        ("full", "texture", "fp32", True), ("full", "buffer", "fp16", False),
+        ("full", "texture", "fp32", True, "cpu"), ("full", "buffer", "fp16", False, "cpu"),
+        ("full", "buffer", "fp32", True, "gpu"),
     ],
 )  # fmt: skip
 def test_results(
-    all_cases: list[DeviceCase], device: Device, cache: Cache, level: str, memory: str, precision: str, check: bool
-) -> None:
+    all_cases: list[DeviceCase], device: Device, cache: Cache, level: str, memory: str, precision: str, check: bool,
+    kind: str,
+) -> None:  # fmt: skip
+    """`kind`: what the device is taken for, as schedules differ."""
     chosen = [case for case in all_cases if precision == "fp32" or not case.exact]
     options = DeviceOptions(memory, precision, check=check)  # type: ignore[arg-type]
     graphs, feeds = [load_graph(case.model) for case in chosen], [case.feeds for case in chosen]
-    results = run_on_device(graphs, feeds, device, cache, level, options)
+    results = run_on_device(graphs, feeds, replace(device, kind=kind), cache, level, options)  # type: ignore[arg-type]
     wrong = [
         line for case, result in zip(chosen, results, strict=True)
         for line in differences(case, result, TOLERANCE[precision])

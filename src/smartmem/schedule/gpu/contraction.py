@@ -195,7 +195,8 @@ def _matrix_tile(
         weights[slot] = matrix.pack_matrix(product, constants, form)
         bounds = job.arguments.bounds(slot, address=weights[slot].size)
         batches, columns, depth = weights[slot].shape
-        right = matrix.PackedB(job.arguments.buffer(slot, form.kind), batches, columns, depth, bounds)
+        finite = bool(np.isfinite(weights[slot]).all())
+        right = matrix.PackedB(job.arguments.buffer(slot, form.kind), batches, columns, depth, finite, bounds)
     else:
         right = staged("B", N, product.extents, tile.columns, 0, operands[1])
     _corner(w, tile.rows, tile.columns)

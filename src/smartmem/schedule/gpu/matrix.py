@@ -9,8 +9,8 @@ stores four neighbours at a time.
 Halves are multiplied as they are. The units take no floats, only their upper 19 bits (TF32). So each float is the sum
 of two such numbers, x = upper + lower, and a product is three: lower x upper + upper x lower + upper x upper; what is
 left out is 2^-22 of it (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). The units
-also round their sums towards zero, so that sums of a whole product would lose bits: each step starts from zero, and
-ordinary additions add up the steps.
+also round their sums towards zero, so that sums of a whole product would lose bits: the small products have a sum of
+their own, and that of the large ones starts from zero in each step; ordinary additions add them up.
 
     fragments of ``mma.m16n8k16`` (halves): work-item (g, t) = (lane / 4, lane % 4) holds rows g and g + 8 of A, columns
     g of B, and k = 2t, 2t+1, 2t+8, 2t+9 of both; of ``mma.m16n8k8`` (floats): the same rows and columns, k = t and t+4
@@ -79,7 +79,13 @@ inline void sm_copy_8(__local void *to, const __global void *from, int inside) {
 }
 #define sm_copied() asm volatile("cp.async.commit_group;" ::: "memory")
 #define sm_wait_copies(n) asm volatile("cp.async.wait_group " #n ";" ::: "memory")
-/* A float as the sum of two numbers of 11 bits: `x` keeps the nearest one, `lower` gets the rest. */
+/* A float as the sum of two numbers of 11 bits: `x` keeps the nearest one, so that the rest may have either sign, and
+   what is left out of products does not add up. */
+inline void sm_split_finite(uint *x, uint *lower) {
+    const float value = as_float(*x);
+    *x = (*x + 0x1000u) & 0xffffe000u;
+    *lower = as_uint(value - as_float(*x));
+}
 inline void sm_split(uint *x, uint *lower) {
     const float value = as_float(*x);
     *x = (*x + 0x1000u) & 0xffffe000u;
@@ -108,6 +114,7 @@ class PackedB:
     batches: int
     columns: int
     depth: int
+    finite: bool
     bounds: Bounds | None = None
 
 
@@ -255,7 +262,12 @@ def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, cont
     w.line(f"const int warp_m = warp / {tile.across} * {16 * rows}, warp_n = warp % {tile.across} * {8 * columns};")
     w.line(f"float sum[{rows}][{columns}][4];")
     _each_sum(w, tile, "sum[i][j]@ = 0.0f;")
+    if tile.form == FLOAT:
+        w.line(f"float small[{rows}][{columns}][4];")
+        _each_sum(w, tile, "small[i][j]@ = 0.0f;")
     _ring(w, tile, left, right, depth)
+    if tile.form == FLOAT:
+        _each_sum(w, tile, "sum[i][j]@ += small[i][j]@;")
 
 
 def put_part(w: Writer, tile: MatrixTile) -> None:
@@ -331,11 +343,12 @@ def _blocks(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) ->
         _right_fragments(w, tile, right)
         if form == FLOAT:
             w.line(f"uint a_lower[{rows}][4], b_lower[{columns}][2];")
-            _split(w, "a", "a_lower", rows, 4)
-            _split(w, "b_", "b_lower", columns, 2)
+            finite = isinstance(right.operand, PackedB) and right.operand.finite
+            _split(w, "sm_split", "a", "a_lower", rows, 4)
+            _split(w, "sm_split_finite" if finite else "sm_split", "b_", "b_lower", columns, 2)
             # all of one kind first, so that an instruction does not wait for the one before
-            for x, y in (("a_lower", "b_"), ("a", "b_lower"), ("a", "b_")):
-                _each_block(w, tile, f"sm_multiply_upper(part[i][j], {x}[i], {y}[j]);")
+            for to, x, y in (("small", "a_lower", "b_"), ("part", "a", "b_"), ("small", "a", "b_lower")):
+                _each_block(w, tile, f"sm_multiply_upper({to}[i][j], {x}[i], {y}[j]);")
         else:
             _each_block(w, tile, "sm_multiply(sum[i][j], a[i], b_[j]);")
     if form == FLOAT:
@@ -386,12 +399,12 @@ def _right_fragments(w: Writer, tile: MatrixTile, right: RingStager) -> None:
             w.line(f"{name}_2(b_[j], b0 + {single});")
 
 
-def _split(w: Writer, values: str, lower: str, blocks: int, registers: int) -> None:
+def _split(w: Writer, function: str, values: str, lower: str, blocks: int, registers: int) -> None:
     w.line("#pragma unroll")
     with w.loop("i", blocks):
         w.line("#pragma unroll")
         with w.loop("r", registers):
-            w.line(f"sm_split(&{values}[i][r], &{lower}[i][r]);")
+            w.line(f"{function}(&{values}[i][r], &{lower}[i][r]);")
 
 
 def _each_block(w: Writer, tile: MatrixTile, *lines: str) -> None:

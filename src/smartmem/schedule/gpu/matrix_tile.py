@@ -43,7 +43,9 @@ class Form:
 
 
 HALF = Form("half", 2, 16, 1.0)
-FLOAT = Form("float", 4, 8, 7.0)  # a product is three: of the upper bits of both operands, and of upper with lower bits
+FLOAT = Form(
+    "float", 4, 8, 12.0
+)  # a product is three: of the upper bits of both operands, and of upper with lower bits
 
 
 @dataclass(frozen=True)
