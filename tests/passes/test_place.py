@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tests.support.random_graphs import Builder, random_graph, unused
 
@@ -95,6 +95,7 @@ def test_halves_take_the_same_places() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 400), st.sampled_from(["Adreno 540", "Mali-G57", "NVIDIA", "PoCL"]))
+@example(305, "Mali-G57")  # a graph with a copy
 def test_exact_costs_at_most_greedy_and_greedy_at_most_either_memory(seed: int, costs: str) -> None:
     try:
         found = report(random_graph(seed), Device(costs=profile(costs)), layout="exact")["assignment"]

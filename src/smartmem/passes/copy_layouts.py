@@ -47,7 +47,7 @@ def copy_layouts(
         while (found := _best(name, wish, module, result, device, options)) is not None:
             _make(found, module, result)
             made, gain = made + 1, gain + found.gain
-    module.assignment |= {"cost": module.assignment["cost"] - gain, "copies": {"tensors": made, "gain": gain}}
+    module.assignment |= {"copies": {"tensors": made, "gain": gain}}  # beside the costs, which are without copies
     return result
 
 

@@ -58,7 +58,7 @@ def _assignment(found: Mapping[str, Any]) -> str:
             text += f", which is at most {_above(found['cost'], found['bound'])} above the least possible"
     if (copies := found.get("copies")) and copies["tensors"]:
         text += f"\n  {copies['tensors']} tensors are stored again in further layouts, which saves "
-        text += f"{100 * copies['gain'] / (found['cost'] + copies['gain']):.2g}%"
+        text += f"{100 * copies['gain'] / found['cost']:.2g}% of it"
     return text
 
 
