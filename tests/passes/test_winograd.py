@@ -18,12 +18,14 @@ CHANNELS = 64
 
 
 def convolution(
-    size: int = 32, channels: int = CHANNELS, pads: int = 1, constant: bool = True, **attributes: object
-) -> onnx.ModelProto:
+    size: int = 32, channels: int = CHANNELS, pads: int = 1, constant: bool = True, group: int = 1,
+    outputs: int | None = None, **attributes: object,
+) -> onnx.ModelProto:  # fmt: skip
     """Relu(Conv(x) + bias): x[1, channels, size, size], 3x3 taps."""
     rng = np.random.default_rng(3)
-    w = (rng.standard_normal((channels, channels, 3, 3)) / np.sqrt(9 * channels)).astype(np.float32)
-    bias = rng.standard_normal(channels).astype(np.float32)
+    shape = (outputs or channels, channels // group, 3, 3)
+    w = (rng.standard_normal(shape) / np.sqrt(9 * shape[1])).astype(np.float32)
+    bias = rng.standard_normal(shape[0]).astype(np.float32)
     inputs = [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, channels, size, size])]
     constants = [nh.from_array(bias, "bias")]
     if constant:
@@ -31,7 +33,7 @@ def convolution(
     else:
         inputs.append(oh.make_tensor_value_info("w", onnx.TensorProto.FLOAT, list(w.shape)))
     nodes = [
-        oh.make_node("Conv", ["x", "w", "bias"], ["c"], pads=[pads] * 4, **attributes),
+        oh.make_node("Conv", ["x", "w", "bias"], ["c"], pads=[pads] * 4, group=group, **attributes),
         oh.make_node("Relu", ["c"], ["y"]),
     ]
     output = oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
@@ -46,10 +48,23 @@ def rewritten(model: onnx.ModelProto) -> bool:
     return len(module.steps) > before
 
 
-@pytest.mark.parametrize("size, pads", [(32, 1), (34, 0), (64, 1)])
-def test_it_gives_what_the_convolution_gives(size, pads):
-    model = convolution(size, pads=pads)
-    x = np.random.default_rng(size).standard_normal((1, CHANNELS, size, size)).astype(np.float32)
+@pytest.mark.parametrize(
+    "size, pads, options",
+    [
+        (32, 1, {}),
+        (34, 0, {}),
+        (64, 1, {}),
+        (14, 1, {}),  # sides that only tiles of 2x2 divide
+        (16, 0, {}),
+        (28, 1, {"channels": 192, "group": 4}),
+        (14, 1, {"channels": 432, "group": 9}),
+        (24, 1, {"channels": 128, "group": 2, "outputs": 192}),  # other columns than inputs in a group
+    ],
+)
+def test_it_gives_what_the_convolution_gives(size, pads, options):
+    model = convolution(size, pads=pads, **options)
+    channels = options.get("channels", CHANNELS)
+    x = np.random.default_rng(size).standard_normal((1, channels, size, size)).astype(np.float32)
     expected = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
     with smartmem.compile(model) as compiled:
         assert any(k["name"].endswith(".products") for k in compiled.program.report["kernels"])
@@ -61,7 +76,9 @@ def test_it_gives_what_the_convolution_gives(size, pads):
 @pytest.mark.parametrize(
     "options",
     [
-        {"size": 33},  # the output's sides are no multiples of 4
+        {"size": 33},  # the output's sides are odd
+        {"channels": 64, "group": 64},  # depthwise
+        {"channels": 64, "group": 8},  # groups with too few channels
         {"strides": [2, 2]},
         {"dilations": [2, 2], "pads": 2},
         {"constant": False},
@@ -74,6 +91,35 @@ def test_what_it_leaves_alone(options):
 
 def test_what_it_takes():
     assert rewritten(convolution())
+    assert rewritten(convolution(14))
+    assert rewritten(convolution(28, channels=192, group=4))
+
+
+def test_the_larger_tile_where_it_divides_the_sides():
+    for size, side in ((32, 6), (14, 4)):
+        module = lower(load_graph(convolution(size), {}))
+        winograd(module)
+        assert module.constants["c.sum.weights"].shape[:2] == (side, side)
+
+
+def test_activations_between_are_computed_once():
+    """An activation is the epilogue of the convolution before, not part of every tile that reads its result."""
+    first = oh.make_node("Conv", ["x", "w0"], ["z"], pads=[1] * 4, strides=[2, 2])
+    model = convolution(28)
+    rng = np.random.default_rng(5)
+    w = (rng.standard_normal((CHANNELS, CHANNELS, 3, 3)) / 24).astype(np.float32)
+    model.graph.initializer.append(nh.from_array(w, "w0"))
+    for size in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        size.dim_value = 56
+    model.graph.node[0].input[0] = "a"
+    for node in (oh.make_node("Mul", ["z", "gate"], ["a"]), oh.make_node("Sigmoid", ["z"], ["gate"]), first):
+        model.graph.node.insert(0, node)
+    x = rng.standard_normal((1, CHANNELS, 56, 56)).astype(np.float32)
+    expected = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
+    with smartmem.compile(model) as compiled:
+        assert [k["name"] for k in compiled.program.report["kernels"]] == ["a", "c.sum.tiles", "c.sum.products", "y"]
+        error = np.linalg.norm(compiled(x) - expected) / np.linalg.norm(expected)
+    assert error < 1e-5
 
 
 def test_other_levels_have_none():

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from smartmem.index.lin import axes_of
 from smartmem.index.map import IndexMap
-from smartmem.kernel.expr import Choose, Expr, Iota, Load, cost, load, loads, rebuild, walk
+from smartmem.kernel.expr import Choose, Expr, Iota, Load, cost, load, loads, operands, rebuild, walk
 from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
 from smartmem.passes.classify import Legality, Mapping, legality, mapping_of
 from smartmem.passes.join_rows import join_rows
@@ -29,10 +29,12 @@ from smartmem.schedule import rows
 from smartmem.schedule.backend import Backend
 from smartmem.schedule.choose import CPU
 from smartmem.schedule.roles import align_contraction, factors
+from smartmem.schedule.unrolled import selects
 
 MAX_REPEAT = 4  # a prologue may be evaluated this many times per element if it is not cheap
 CHEAP = 2
 HEAVY = 128  # operations per element that no other kernel computes on the way
+MOST_LOADS = 4  # per element of a choice by axes: with more it is computed where neighbours share loads (`unrolled`)
 
 
 def fuse(
@@ -194,9 +196,29 @@ class _Fuser:
         stage, user = producer.output, consumer.output
         if _repeats(stage, user) > MAX_REPEAT and cost(stage.body) > CHEAP:
             return None
-        if _repeats(stage, user) > 1 and (_is_heavy(producer) or (_is_heavy(consumer) and cost(stage.body) > CHEAP)):
+        if _repeats(stage, user) > 1 and (
+            _is_heavy(producer)
+            or (_is_heavy(consumer) and cost(stage.body) > CHEAP)
+            or (cost(stage.body) and self._can_follow(producer))
+        ):
             return None
         return Kernel.of(inline(user, stage))
+
+    def _can_follow(self, kernel: Kernel) -> bool:
+        """Whether a pointwise kernel can be the epilogue of one that computes an operand for it alone.
+
+        There it is evaluated once per element, in the loads of a consumer perhaps more often.
+        """
+        for other in self.kernels:
+            if not isinstance(other, Kernel) or other.tensor not in kernel.inputs() or other.tensor in self.pinned:
+                continue
+            users = self.consumers.get(other.tensor, [])
+            alone = all(u is kernel or (isinstance(u, Kernel) and self._only_consumer(u) is kernel) for u in users)
+            if alone and other.shape == kernel.shape:
+                follows = not _is_pointwise(other) or _is_heavy(other) or self._can_follow(other)
+                if follows:
+                    return True
+        return False
 
     def _epilogue(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
         if _is_pointwise(producer) or not _is_pointwise(consumer):
@@ -324,7 +346,21 @@ def _is_pointwise(kernel: Kernel) -> bool:
 
 def _is_heavy(kernel: Kernel) -> bool:
     """Whether it is a pointwise kernel that needs a schedule of its own, because it computes so much per element."""
-    return _is_pointwise(kernel) and cost(kernel.output.body) > HEAVY
+    body = kernel.output.body
+    return _is_pointwise(kernel) and (cost(body) > HEAVY or (selects(body) and _most_loads(body) > MOST_LOADS))
+
+
+def _most_loads(body: Expr) -> int:
+    """Loads per element, where a choice takes its longest branch."""
+    counts: dict[int, frozenset[Load]] = {}
+    for node in walk(body):
+        if isinstance(node, Load):
+            counts[id(node)] = frozenset((node,))
+        elif isinstance(node, Choose):
+            counts[id(node)] = max(counts[id(node.then)], counts[id(node.otherwise)], key=len)
+        else:
+            counts[id(node)] = frozenset().union(*(counts[id(part)] for part in operands(node)))
+    return len(counts[id(body)])
 
 
 def _reads(step: Kernel | HostOp) -> list[str]:

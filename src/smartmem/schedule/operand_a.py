@@ -9,7 +9,7 @@ An operand without such an axis gets a packing stage into scratch first (`pack_o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,9 +29,9 @@ from smartmem.kernel.expr import (
     load,
     loads,
 )
-from smartmem.kernel.stage import Stage, reindex
+from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.layout.storage import Storage
-from smartmem.schedule.flatten import B, Flat, K, M, N, flat_address, flatten
+from smartmem.schedule.flatten import B, Flat, K, M, N, digits, flat_address, flatten
 from smartmem.schedule.roles import factors
 
 if TYPE_CHECKING:
@@ -193,9 +193,14 @@ def walk_stage(
 
 
 def pack_operand(
-    stage: Stage, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], batch: int, rows: int
-) -> tuple[Stage, Stage] | None:
-    """A packing stage for operand A and the contraction that reads it, or None if A can be read in place."""
+    stage: Stage, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], batch: int, rows: int,
+    constants: Collection[str],
+) -> tuple[Stage, Stage] | None:  # fmt: skip
+    """A packing stage for operand A and the contraction that reads it, or None if A can be read in place.
+
+    With a constant operand B, whose panels follow any order, the contraction has one reduce axis, along which all that
+    was packed of a row is contiguous: one segment instead of many short ones.
+    """
     flat = flatten(stage, batch, rows, contraction=True)
     walk = walk_stage(flat, storages, local, rows)
     if walk is not None and walk.count <= MAX_SEGMENTS and (walk.run >= MIN_RUN or walk.count == 1):
@@ -210,11 +215,14 @@ def pack_operand(
     for position, k in enumerate(order):
         axes[len(stage.shape) + k] = axis_digit(rows + position, stage.reduce[k])
     packing = Stage(f"{stage.name}.a", shape, a.dtype, reindex(a, tuple(axes), stage.domain), origin=stage.origin)
-    index = (
-        *(axis_digit(k, n) for k, n in enumerate(lead)),
-        *(axis_digit(len(stage.shape) + k, stage.reduce[k]) for k in order),
-    )
-    return packing, replace(stage, body=alu("mul", load(packing.name, index, a.dtype), b))
+    reduce, steps = stage.reduce, [axis_digit(len(stage.shape) + k, stage.reduce[k]) for k in order]
+    if all(name in constants for name in tensors_read(b)):
+        reduce, steps = (math.prod(reduce),), list(digits(len(stage.shape), shape[rows:]))
+        at = dict(zip(order, steps, strict=True))
+        own = (*(axis_digit(k, n) for k, n in enumerate(stage.shape)), *(at[k] for k in range(len(order))))
+        b = reindex(b, own, stage.domain)
+    index = (*(axis_digit(k, n) for k, n in enumerate(lead)), *steps)
+    return packing, replace(stage, body=alu("mul", load(packing.name, index, a.dtype), b), reduce=reduce)
 
 
 def _reduce_order(a: Expr, stage: Stage, storages: Mapping[str, Storage]) -> list[int]:

@@ -139,7 +139,7 @@ def prepare(
     else:
         stages = divide_last(_inline_single(kernel.stages, rows), rows)
         softmax = find(stages, rows)
-        stages = _stage_operands(stages, storages, batch, rows)
+        stages = _stage_operands(stages, storages, batch, rows, constants)
         contracted = frozenset(s.name for s in stages if is_contraction(s, rows))
     pipeline = Pipeline(kernel, stages, batch, rows, storages, target, contracted=contracted)
     pipeline.softmax = softmax if softmax is not None and softmax.keys > WHOLE_ROWS else None
@@ -212,13 +212,15 @@ def _inline_single(stages: list[Stage], rows: int) -> list[Stage]:
     return result
 
 
-def _stage_operands(stages: list[Stage], storages: Mapping[str, Storage], batch: int, rows: int) -> list[Stage]:
+def _stage_operands(
+    stages: list[Stage], storages: Mapping[str, Storage], batch: int, rows: int, constants: Mapping[str, Array]
+) -> list[Stage]:
     """A operands that cannot be read in place get a stage of their own, which packs them into scratch."""
     result: list[Stage] = []
     local = {s.name: s.shape[rows:] for s in stages[:-1]}
     for stage in stages:
         if is_contraction(stage, rows):
-            packed = pack_operand(stage, storages, local, batch, rows)
+            packed = pack_operand(stage, storages, local, batch, rows, constants.keys())
             if packed is not None:
                 result.append(packed[0])
                 stage = packed[1]

@@ -155,8 +155,22 @@ class RowEmitter:
     # -- row stages
 
     def row_region(self, stages: list[Stage]) -> None:
-        """One loop over the rows of the block; inside, the loops over columns that the stages need."""
-        w = self.writer
+        """One loop over the rows of the block; inside, the loops over columns that the stages need.
+
+        A stage that chooses by the batch entry has one such loop for each choice: a loop then finds only the addresses
+        that its own choice reads.
+        """
+        w, flats = self.writer, self.pipeline.flats
+        flat = flats[stages[0].name]
+        body = flat.body
+        if len(stages) == 1 and isinstance(body, Choose) and {a for g in body.guards for a in axes_of(g.lin)} <= {B}:
+            axes = self.context(flat, None).axes
+            for header, choice in ((f"if ({c_guards(body.guards, axes)})", body.then), ("else", body.otherwise)):
+                with w.block(header):
+                    flats[stages[0].name] = replace(flat, body=choice)
+                    self.row_region(stages)
+            flats[stages[0].name] = flat
+            return
         with w.loop("r", "rows"):
             w.line("const long m = m0 + r;")
             self.values = {}

@@ -35,7 +35,7 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
     """C code of a kernel whose only stage chooses by axes, None for others."""
     if len(kernel.stages) != 1 or kernel.output.reduce:
         return None
-    if not any(_is_selection(g) for n in walk(kernel.output.body) if isinstance(n, Choose) for g in n.guards):
+    if not selects(kernel.output.body):
         return None
     nest = build(kernel, storages)
     chosen = _selecting(nest)
@@ -73,6 +73,11 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
             _lane_loop(context, results, kernel, pointers, writer)
     tasks = math.prod(nest.extents[a] for a in loops[:outer])
     return KernelCode(writer.text(), arguments.buffers, tasks, family="pointwise")
+
+
+def selects(body: Expr) -> bool:
+    """Whether an expression chooses by an axis."""
+    return any(_is_selection(g) for n in walk(body) if isinstance(n, Choose) for g in n.guards)
 
 
 def _is_selection(guard: Guard) -> bool:

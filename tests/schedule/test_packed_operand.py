@@ -1,0 +1,51 @@
+"""Operands A that are packed into scratch, since nothing of them is contiguous along the reduction."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import smartmem
+from smartmem.compiler import build_program
+
+
+def first_layer(taps: int, stride: int, constant: bool = True, channels: int = 3) -> onnx.ModelProto:
+    """A convolution of an image whose channels lie apart."""
+    rng = np.random.default_rng([taps, stride, channels])
+    w = (rng.standard_normal((24, channels, taps, taps)) / taps).astype(np.float32)
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (1, channels, 19, 22))]
+    if not constant:
+        inputs.append(helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, w.shape))
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[taps // 2] * 4, strides=[stride] * 2)
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    weights = [numpy_helper.from_array(w, "w")] if constant else []
+    graph = helper.make_graph([node], "first_layer", inputs, [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("level", smartmem.LEVELS)
+@pytest.mark.parametrize(
+    ("taps", "stride", "constant"), [(3, 2, True), (3, 1, True), (7, 2, True), (4, 4, True), (3, 2, False)]
+)
+def test_it_gives_what_the_convolution_gives(taps: int, stride: int, constant: bool, level: str) -> None:
+    model = first_layer(taps, stride, constant)
+    rng = np.random.default_rng()
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+    inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    (expected,) = ReferenceEvaluator(model).run(None, inputs)
+    with smartmem.compile(model, level=level, threads=2) as compiled:
+        found = compiled(**inputs)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
+
+
+def test_a_packed_row_is_one_segment() -> None:
+    """Channels, rows and columns of the taps lie one after the other in scratch, whatever order the definition has."""
+    sources = build_program(first_layer(3, 2)).sources
+    text = "\n".join(sources.values() if isinstance(sources, dict) else sources)
+    calls = re.findall(r"sm_tile_\w+\(a \+ i, (\w+), \w+, \w+, (\w+), (\w+),", text)
+    assert calls and set(calls) == {("1", "0", "27")}
