@@ -72,21 +72,16 @@ def checked(bounds: Bounds | None, where: str, counted: str = "address", togethe
     return where if bounds is None else bounds.inside(where, counted, together)
 
 
-def _if_inside(condition: str, where: str) -> str:
-    return f"({condition} ? {where} : 0)" if condition else where
-
-
 @dataclass(frozen=True)
 class LinearBuffer:
-    """A tensor in a buffer: ``pointer[address]``; where the condition `inside` fails, ``pointer[0]``."""
+    """A tensor in a buffer: ``pointer[address]``."""
 
     pointer: str
     stored: DType
     bounds: Bounds | None = None
-    inside: str = ""
 
     def _where(self, place: tuple[Lin, ...], axes: Axes, together: int = 1) -> str:
-        return checked(self.bounds, _if_inside(self.inside, c_lin(place[0], axes)), "address", together)
+        return checked(self.bounds, c_lin(place[0], axes), "address", together)
 
     def scalar(self, place: tuple[Lin, ...], axes: Axes) -> str:
         where = self._where(place, axes)
@@ -129,19 +124,16 @@ class LinearBuffer:
 class Texture:
     """A tensor in an image: texels of four values at (column, row).
 
-    Drivers may cut a float when they store it in a half image; `half` rounds it first, as buffers do. Where the
-    condition `inside` fails, the first texel is read.
+    Drivers may cut a float when they store it in a half image; `half` rounds it first, as buffers do.
     """
 
     image: str
     half: bool = False
     bounds: Bounds | None = None
-    inside: str = ""
 
     def _where(self, place: tuple[Lin, ...], axes: Axes) -> str:
         column, row = (
-            checked(self.bounds, _if_inside(self.inside, c_lin(part, axes)), name)
-            for part, name in ((place[1], "column"), (place[0], "row"))
+            checked(self.bounds, c_lin(part, axes), name) for part, name in ((place[1], "column"), (place[0], "row"))
         )
         return f"(int2)({column}, {row})"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from smartmem.device import Device
@@ -13,6 +15,12 @@ from smartmem.runtime.opencl.program import DeviceProgram
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def queue_device(device: Device) -> Device:
+    """The device with a command queue, also where it takes CUDA graphs."""
+    return replace(device, bus="")
 
 
 @pytest.fixture

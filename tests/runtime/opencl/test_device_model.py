@@ -92,8 +92,8 @@ def test_times(make):
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_one_kernel_in_many_steps(make, native):
-    model = make(chain(50))
+def test_one_kernel_in_many_steps(make, queue_device, native):
+    model = make(chain(50), on=queue_device)
     if not native:
         model._executor._plan._native = None
     x = np.arange(64, dtype=np.float32)
@@ -148,10 +148,10 @@ def test_a_second_start_compiles_nothing(make, tmp_path):
     np.testing.assert_allclose(damaged(X), expected(X), rtol=1e-6)
 
 
-def test_without_a_c_compiler(make, tmp_path, monkeypatch):
+def test_without_a_c_compiler(make, queue_device, tmp_path, monkeypatch):
     monkeypatch.setenv("SMARTMEM_CC", "no-such-compiler")
     with pytest.warns(RuntimeWarning, match=r"enqueued from Python.*no-such-compiler"):
-        model = make(in_images(), Cache(tmp_path))
+        model = make(in_images(), Cache(tmp_path), queue_device)
     assert not model.native
     np.testing.assert_allclose(model(X), expected(X), rtol=1e-6)
 
@@ -262,11 +262,11 @@ def test_weights_that_do_not_fit_their_slot(make):
         make(program)
 
 
-def test_a_lost_device_is_one_line_and_closes_the_model(make, device, monkeypatch):
-    model = make(in_buffers())
+def test_a_lost_device_is_one_line_and_closes_the_model(make, queue_device, monkeypatch):
+    model = make(in_buffers(), on=queue_device)
 
     def lost(*args: object) -> None:
-        raise failure(device, -36, "running scale", "1 MiB")
+        raise failure(queue_device, -36, "running scale", "1 MiB")
 
     monkeypatch.setattr(launch.LaunchPlan, "enqueue", lost)
     with pytest.raises(DeviceLost, match=r"was lost \(running scale: INVALID_COMMAND_QUEUE \(-36\)\); compile"):

@@ -50,7 +50,7 @@ def normalized_product(turned: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize("turned", [False, True], ids=["columns adjacent", "rows adjacent"])
 def test_they_belong_to_their_rows(device, turned):
     model = normalized_product(turned)
-    large = replace(device, compute_units=MANY_UNITS)
+    large = replace(device, compute_units=MANY_UNITS, bus="")  # where launches are cheap, statistics have their own
     program = build_device_program(model, device=large, options=DeviceOptions("buffer", check=True))
     assert [step.label.split(":")[0] for step in program.steps] == ["contraction"]
     x = np.random.default_rng(7).standard_normal(tuple(program.inputs[0].shape)).astype(np.float32)

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from smartmem.device import Device
+from smartmem.errors import CompilerError
 from smartmem.runtime.arrays import Array, dtype_of
 from smartmem.runtime.cuda.driver import (
     ArrayDescriptor,
@@ -184,6 +185,8 @@ class GraphExecutor(Executor):
 
     def _image(self, width: int, height: int, stored: str) -> tuple[Any, int, int]:
         """An array of RGBA texels, its handle for reading, and that for writing."""
+        if stored not in _FORMATS:
+            raise CompilerError(f"no image holds {stored}")
         what = ArrayDescriptor(width, height, 0, _FORMATS[stored], 4, _SURFACES)
         array = self._make("cuArray3DCreate", "cuArrayDestroy", ctypes.byref(what))
         resource = ResourceDescriptor(0, array)

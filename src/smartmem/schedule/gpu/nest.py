@@ -23,10 +23,10 @@ import numpy as np
 from smartmem.codegen.c_expr import C_TYPES, LocalReader, Value, lane_free
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter, cl_guards
-from smartmem.codegen.cl_memory import CL_TYPES, LinearBuffer, MemoryAccess, Texture, shifted
+from smartmem.codegen.cl_memory import CL_TYPES, LinearBuffer, MemoryAccess, shifted
 from smartmem.codegen.writer import Writer
 from smartmem.kernel.expr import Choose, DType, Expr, is_zero
-from smartmem.kernel.stage import Kernel, looked_up, tensors_read
+from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES, SMALL_CONSTANT, DeviceStorage
 from smartmem.layout.storage import dense
 from smartmem.schedule.gpu.code import (
@@ -79,8 +79,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     columns = group // share if share > 1 else min(group, max(1, items))
     axes = Axes({axis: f"i{axis}" for axis in range(len(nest.extents))}, nest.extents)
     context = replace(context_of(axes, memories, storages), lane=lane)
-    masked = set(memories) - set(weights) if target.tuned and target.device.kind == "gpu" else set[str]()
-    emit = _Emit(kernel, nest, context, writer, memories, share, columns, items, masked)
+    emit = _Emit(kernel, nest, context, writer, memories, share, columns, items)
     emit.function()
     groups = -(-items // columns)
     family = "fallback" if lane is None else "pointwise" if not any(nest.reduces) else "window"
@@ -108,13 +107,6 @@ def _share(kernel: Kernel, nest: Nest, items: int, target: DeviceTarget) -> int:
 
 @dataclass
 class _Emit:
-    """Writes one kernel.
-
-    Attributes:
-        masked: tensors that a window reads outside of an image, too, at another place, rather than branch at every tap
-            (behind a branch no load starts before that of the tap before has come back); empty: it branches.
-    """
-
     kernel: Kernel
     nest: Nest
     context: DeviceContext
@@ -123,7 +115,6 @@ class _Emit:
     share: int
     columns: int
     items: int
-    masked: set[str]
 
     def function(self) -> None:
         w, lane = self.writer, self.context.lane
@@ -198,32 +189,14 @@ class _Emit:
     def _accumulate(
         self, combine: str, body: Expr, dtype: DType, context: DeviceContext, total: str, loops: ExitStack
     ) -> None:
-        w, vector, inside = self.writer, context.lane is not None, ""
         if isinstance(body, Choose) and combine == "sum" and is_zero(body.otherwise):
             condition = cl_guards(body.guards, context.axes)
             if context.lane is None or lane_free(body.guards, context.lane):
+                loops.enter_context(self.writer.block(f"if ({condition})"))
                 body = body.then
-                if self.masked and not looked_up(body):
-                    inside = w.fresh("inside")
-                    w.line(f"const int {inside} = {condition};")
-                    context = self._masked(context, inside)
-                else:
-                    loops.enter_context(w.block(f"if ({condition})"))
-        inner = DeviceEmitter(w, context)
+        inner = DeviceEmitter(self.writer, context)
         value = inner.as_vector(inner.value(body), body.dtype)
-        if inside:
-            value = f"({inside} ? {value} : {'(float4)(0.0f)' if vector else '0'})"
-        w.line(f"{total} = {combined(combine, total, value, vector, dtype)};")
-
-    def _masked(self, context: DeviceContext, inside: str) -> DeviceContext:
-        """Where activations are read at another place if the condition fails."""
-        memories = {
-            name: replace(memory, inside=inside)
-            if name in self.masked and isinstance(memory, LinearBuffer | Texture)
-            else memory
-            for name, memory in context.memories.items()
-        }
-        return replace(context, memories=memories)
+        self.writer.line(f"{total} = {combined(combine, total, value, context.lane is not None, dtype)};")
 
     def _shared(
         self, combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], context: DeviceContext, total: str
