@@ -54,7 +54,7 @@ class Device:
         fp16: half arithmetic (cl_khr_fp16); fp64: double arithmetic.
         image_from_buffer: cl_khr_image2d_from_buffer; pitch_alignment: in texels, 0 if unknown.
         base_alignment: bytes at which sub-buffers may start.
-        ptx: the compiler takes inline PTX (NVIDIA); matrix_units: mma instructions of half matrices are there.
+        ptx: the compiler takes inline PTX (NVIDIA); matrix_units: its mma instructions for halves and TF32.
         dynamic_local: bytes of local memory that a launch may give a work-group; 0: as `local_memory`.
         bus: an NVIDIA GPU's address on the PCI bus ("0000:3b:00.0"), by which CUDA's driver finds it; "" for devices
             that run no CUDA graphs.

@@ -214,10 +214,9 @@ class _Fuser:
                 continue
             users = self.consumers.get(other.tensor, [])
             alone = all(u is kernel or (isinstance(u, Kernel) and self._only_consumer(u) is kernel) for u in users)
-            if alone and other.shape == kernel.shape:
-                follows = not _is_pointwise(other) or _is_heavy(other) or self._can_follow(other)
-                if follows:
-                    return True
+            computes = not _is_pointwise(other) or _is_heavy(other)
+            if alone and other.shape == kernel.shape and (computes or self._can_follow(other)):
+                return True
         return False
 
     def _epilogue(self, producer: Kernel, consumer: Kernel) -> Kernel | None:

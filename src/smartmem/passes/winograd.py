@@ -120,8 +120,7 @@ def winograd(module: Module) -> None:
 def _best(stage: Stage, module: Module) -> _Convolution | None:
     """The stage in the form that saves most, None if it is no convolution or none pays."""
     found = [c for c in (_convolution(stage, form, module) for form in FORMS) if c is not None]
-    best = max(found, key=_gain, default=None)
-    return best if best is not None and _gain(best) > 0 else None
+    return max((c for c in found if _gain(c) > 0), key=_gain, default=None)
 
 
 def _convolution(stage: Stage, form: Form, module: Module) -> _Convolution | None:
