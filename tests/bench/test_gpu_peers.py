@@ -80,12 +80,17 @@ def test_no_gpu(monkeypatch):
             peer.version()
 
 
-def test_ncnn_on_vulkan(tmp_path):
+def test_ncnn_on_vulkan(tmp_path, monkeypatch):
     kinds = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
-    for precision, half in (("fp32", False), ("fp16", True)):
-        found = SimpleNamespace(**dict.fromkeys(kinds, False), use_vulkan_compute=False)
-        ncnn.NcnnVulkan().configure(found, job(tmp_path, precision))
-        assert found.use_vulkan_compute and all(getattr(found, kind) == half for kind in kinds)
+    for precision, half, visible, devices in (("fp32", False, "", []), ("fp16", True, "2,3", [2])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        asked = []
+        options = SimpleNamespace(**dict.fromkeys(kinds, False), use_vulkan_compute=False)
+        ncnn.NcnnVulkan().configure(
+            SimpleNamespace(opt=options, set_vulkan_device=asked.append), job(tmp_path, precision)
+        )
+        assert options.use_vulkan_compute and all(getattr(options, kind) == half for kind in kinds)
+        assert asked == devices
 
 
 def test_smartmem_on_a_device_is_timed_there():

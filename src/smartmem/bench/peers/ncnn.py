@@ -6,6 +6,7 @@ does not have, and for any other model, it gets the ONNX file.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ class Ncnn(Peer):
         net.opt.num_threads = job.threads
         for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
             setattr(net.opt, name, False)
-        self.configure(net.opt, job)
+        self.configure(net, job)
         if net.load_param(str(job.folder / "model.ncnn.param")) or net.load_model(str(job.folder / "model.ncnn.bin")):
             raise RuntimeFailure("ncnn cannot load what pnnx wrote")
         self._net, self._names = net, output_names(job)
@@ -79,9 +80,9 @@ class Ncnn(Peer):
         self._outputs = list(net.output_names())
         return Facts()
 
-    def configure(self, options: Any, job: Job) -> None:
+    def configure(self, net: Any, job: Job) -> None:
         """Say where it runs."""
-        options.use_vulkan_compute = False
+        net.opt.use_vulkan_compute = False
 
     def run(self) -> dict[str, Array]:
         with self._net.create_extractor() as extractor:
@@ -97,7 +98,10 @@ class Ncnn(Peer):
 
 
 class NcnnVulkan(Ncnn):
-    """On the first Vulkan device. Its Python interface takes and gives arrays on the host: runs include the copies."""
+    """On the first Vulkan device, or the one with the number in CUDA_VISIBLE_DEVICES, which that driver does not read.
+
+    Its Python interface takes and gives arrays on the host: runs include the copies.
+    """
 
     name: ClassVar[str] = "ncnn-vulkan"
 
@@ -107,10 +111,13 @@ class NcnnVulkan(Ncnn):
             raise RuntimeFailure("ncnn finds no Vulkan device; it wants libvulkan.so.1 and the driver's ICD file")
         return super().version()
 
-    def configure(self, options: Any, job: Job) -> None:
-        options.use_vulkan_compute = True
+    def configure(self, net: Any, job: Job) -> None:
+        net.opt.use_vulkan_compute = True
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+        if first.isdecimal():
+            net.set_vulkan_device(int(first))
         if job.target.get("precision") == "fp16":
-            options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = True
+            net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = True
 
 
 def _shapes(job: Job) -> str:
