@@ -80,16 +80,14 @@ class RowEmitter:
             w.line("long packed = -1;")
         with w.loop("t", "end", "begin"):
             rest = "t"
-            if task.column_chunks > 1:
-                w.line(f"const long c0 = t % {task.column_chunks} * {task.span};")
-                rest = f"t / {task.column_chunks}"
+            if task.column_chunks > 1:  # the outer digit: a thread's tasks share columns, and with them weights
+                inner = task.count // task.column_chunks
+                w.line(f"const long c0 = {'t' if inner == 1 else f't / {inner}'} * {task.span};")
+                rest = f"t % {inner}"
             if p.batches > 1:
-                inner = f"({rest})" if "/" in rest else rest
-                self._entries(inner if task.row_chunks == 1 else f"{inner} / {task.row_chunks}")
-            chunk = "0" if task.row_chunks == 1 else f"{f'({rest})' if '/' in rest else rest} % {task.row_chunks}"
-            tiling = p.tiling
-            w.line(f"const long low = {chunk if chunk == '0' else f'{chunk} * {task.chunk}'};")
-            w.line(f"const long high = low + {task.chunk} < {tiling.count} ? low + {task.chunk} : {tiling.count};")
+                self._entries(rest if task.row_chunks == 1 else f"{rest} / {task.row_chunks}")
+                rest = f"{rest} % {task.row_chunks}"
+            self._tiles(rest)
             if p.softmax is not None:
                 emit_key_blocks(self, dynamic)
             else:
@@ -100,6 +98,17 @@ class RowEmitter:
                         w.line(f"packed = {'b' if p.batches > 1 else '0'};")
                 with self.blocks():
                     self.regions(p.regions)
+
+    def _tiles(self, chunk: str) -> None:
+        """Declares the row tiles [low, high) of a chunk of rows."""
+        w, count, chunks = self.writer, self.pipeline.tiling.count, self.task.row_chunks
+        if chunks == 1:
+            w.line(f"const long low = 0, high = {count};")
+        elif count % chunks == 0:
+            w.line(f"const long low = {chunk} * {self.task.chunk}, high = low + {self.task.chunk};")
+        else:
+            w.line(f"const long chunk = {chunk};")
+            w.line(f"const long low = chunk * {count} / {chunks}, high = (chunk + 1) * {count} / {chunks};")
 
     @contextmanager
     def blocks(self) -> Iterator[None]:

@@ -24,7 +24,10 @@ PACK_ROWS = 128  # rows that are worth packing all blocks of keys for
 
 @dataclass(frozen=True)
 class Task:
-    """How tasks divide the work: ranges of `entries` batch entries x chunks of `chunk` row tiles x `span` columns."""
+    """How tasks divide the work: ranges of `entries` batch entries x chunks of row tiles x `span` columns.
+
+    Chunks of rows have `chunk` tiles or one less, mixed so that any number of threads gets nearly the same.
+    """
 
     batch_chunks: int
     entries: int
@@ -53,8 +56,8 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         few = max(1, min(-(-wanted // batches), tiling.height // PACK_ROWS))
         chunks = max(few, -(-tiling.count // _tiles_with_sums(pipeline)))
         chunks = min(tiling.count, chunks + (chunks > 1 and chunks * batches % 2))
-    elif dynamic and batches >= 4:  # packing B once per batch entry is worth more than more tasks
-        chunks = 1
+    elif dynamic and batches >= 4:  # packing B once per batch entry is worth more than many tasks
+        chunks = 1 if batches >= TASKS or batches % 8 == 0 else min(2, tiling.count)
     elif dynamic:
         chunks = min(tiling.count, max(1, -(-wanted // batches)))
     elif not contracted:
@@ -64,17 +67,20 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         chunk = -(-chunk // tiling.group) * tiling.group
     chunks = -(-tiling.count // chunk)
     columns, span = 1, width
+    divides = len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic
+    if batches == 1 and wanted > 1 and not dynamic:
+        chunks = _evened(chunks, tiling.count, few=not divides)
     if pipeline.shared_step is not None:
         ranges, entries = _column_chunks(batches, _missing(chunks, wanted))
-        return Task(ranges, entries, chunks, chunk, columns, span)
-    if len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic:
+        return Task(ranges, entries, chunks, -(-tiling.count // chunks), columns, span)
+    if divides:
         missing = _missing(chunks * batches, wanted)
         if missing * chunks * batches > FEWEST and missing * _local_share(pipeline) > AGAIN:
             missing = _missing(chunks * batches, FEWEST)
         panel = tile_columns(pipeline.target, width)
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
-    return Task(batches, 1, chunks, chunk, columns, span)
+    return Task(batches, 1, chunks, -(-tiling.count // chunks), columns, span)
 
 
 def _tiles_with_sums(pipeline: Pipeline) -> int:
@@ -90,6 +96,17 @@ def _missing(tasks: int, wanted: int) -> int:
     if 2 * tasks >= TASKS:
         return 1 + tasks % 2
     return -(-wanted // tasks)
+
+
+def _evened(chunks: int, tiles: int, few: bool) -> int:
+    """Chunks of rows that threads share evenly.
+
+    Where `few` is wrong, columns are divided, too, if there are fewer chunks than TASKS.
+    """
+    if chunks < TASKS and not few:
+        return chunks
+    even = next((count for count in (2, 4, 8) if chunks <= count and 2 * count <= tiles), chunks + chunks % 2)
+    return min(even, tiles)
 
 
 def _column_chunks(panels: int, most: int) -> tuple[int, int]:
