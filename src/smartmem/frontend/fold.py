@@ -2,7 +2,8 @@
 
 Shape arithmetic (Gather, Concat, Add … over a few integers) is evaluated directly in numpy on the canonical node
 form; everything else goes through `runtime.host`. A result that would grow the model by more than `GROWTH_LIMIT` bytes
-stays a node: an Expand of a scalar to a gigabyte is cheap as an operator and not as a constant.
+stays a node: an Expand of a scalar to a gigabyte is cheap as an operator and not as a constant. So does what a Gather,
+Expand or Tile makes large (`EXPANSION` times): passes decide whether loads compute it (`passes.fold_constants`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import numpy as np
 from smartmem.errors import ModelError, RuntimeFailure
 from smartmem.frontend.schemas import is_deterministic
 from smartmem.graph.ir import Graph, Node, Value
+from smartmem.kernel.evaluate import EXPANSION, GROWTH_LIMIT, LARGE
 from smartmem.runtime.host import run_node
 
 Array = np.ndarray[Any, Any]
-GROWTH_LIMIT = 64 << 20
 
 
 def size_of(value: Value) -> int:
@@ -77,9 +78,11 @@ def evaluate(node: Node, operands: Sequence[Array | None]) -> list[Array] | None
 
 
 def worth_folding(node: Node, operands: Sequence[Array | None]) -> bool:
-    """Whether the results are not much larger than the operands."""
+    """Whether the results are not much larger than the operands, and no load should compute them instead."""
     given = sum(a.nbytes for a in operands if a is not None)
     made = sum(size_of(v) for v in node.outputs if v is not None)
+    if node.op in ("Gather", "Expand", "Tile") and made > max(LARGE, EXPANSION * given):
+        return False
     return made <= given + GROWTH_LIMIT
 
 

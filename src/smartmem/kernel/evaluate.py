@@ -13,6 +13,9 @@ from smartmem.kernel.stage import Stage
 
 Array = np.ndarray[Any, Any]
 
+GROWTH_LIMIT = 64 << 20  # bytes by which what is computed at compile time may exceed what it is made of
+LARGE, EXPANSION = 4 << 20, 4  # bytes, and times its source: more than both, and a load may compute it instead
+
 
 def _erf(x: Array) -> Array:
     from math import erf

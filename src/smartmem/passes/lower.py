@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx
 
 from smartmem.graph.ir import Graph, Node, Operator, Value
 from smartmem.kernel.definitions import definition, definition_of
 from smartmem.kernel.definitions.build import coordinates, is_supported
-from smartmem.kernel.evaluate import evaluate_stage
+from smartmem.kernel.evaluate import LARGE
 from smartmem.kernel.expr import load
-from smartmem.kernel.stage import Stage, tensors_read
+from smartmem.kernel.stage import Stage
 from smartmem.passes.classify import survey
+from smartmem.passes.fold_constants import fold_stages
 from smartmem.passes.module import Fate, HostOp, Module
 from smartmem.runtime.host import pack
 
@@ -23,9 +22,6 @@ LAYOUT_OPERATORS = frozenset(
     ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Expand", "Tile", "Pad",
      "Gather", "GatherElements", "GatherND", "DepthToSpace", "SpaceToDepth", "Identity", "CenterCropPad")
 )  # fmt: skip
-
-
-FOLD_LIMIT = 1 << 20  # elements of a stage that is worth computing at compile time
 
 
 def lower(graph: Graph, doubles: bool = True) -> Module:
@@ -49,7 +45,7 @@ def lower(graph: Graph, doubles: bool = True) -> Module:
         module.operators[node.name] = node.op
     module.definitions = {step.name: step for step in module.steps if isinstance(step, Stage)}
     module.fates = _fates(graph)
-    _fold_constant_stages(module)
+    fold_stages(module, LARGE)
     for step in module.steps:
         if isinstance(step, Stage):
             module.types[step.name] = (step.shape, step.dtype)
@@ -57,24 +53,6 @@ def lower(graph: Graph, doubles: bool = True) -> Module:
     module.classes = survey([step for step in module.steps if isinstance(step, Stage)])
     module.definitions |= {step.name: step for step in module.steps if isinstance(step, Stage)}
     return module
-
-
-def _fold_constant_stages(module: Module) -> None:
-    """Small stages that read nothing but constants (the scale of a BatchNormalization) are computed now."""
-    outputs = {v.name for v in module.outputs}
-    kept: list[Stage | HostOp] = []
-    for step in module.steps:
-        if (
-            isinstance(step, Stage)
-            and step.name not in outputs
-            and math.prod(step.domain) <= FOLD_LIMIT
-            and all(name in module.constants for name in tensors_read(step.body))
-        ):
-            module.constants[step.name] = evaluate_stage(step, module.constants)
-            module.types[step.name] = (step.shape, step.dtype)
-        else:
-            kept.append(step)
-    module.steps = kept
 
 
 def operators_of(graph: Graph) -> list[Operator]:

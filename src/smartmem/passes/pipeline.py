@@ -19,6 +19,7 @@ from smartmem.errors import InputError
 from smartmem.graph.ir import Graph
 from smartmem.kernel.stage import Kernel
 from smartmem.passes.eliminate import eliminate
+from smartmem.passes.fold_constants import fold_kernels, fold_stages
 from smartmem.passes.fuse import fuse
 from smartmem.passes.lower import lower
 from smartmem.passes.module import Module
@@ -43,6 +44,9 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     module = instrument("lower", lambda: lower(graph, backend is None or backend.doubles))
     instrument.dump("lower", module)
     passes: list[tuple[str, Callable[[Module], None]]] = []
+    expands = level == "full" and backend is None  # loads may compute large constants that are made of little
+    if not expands:
+        passes.append(("fold_constants", fold_stages))
     if rank >= LEVELS.index("fuse"):
         passes.append(("simplify", simplify))
     if rank >= LEVELS.index("eliminate"):
@@ -54,6 +58,8 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:
         passes.append(("split_products", lambda m: split_products(m, predict)))
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))
+    if expands:
+        passes.append(("fold_constants", fold_kernels))
     passes.append(("select_layout", lambda m: select_layout(m, choose=rank >= LEVELS.index("layout"))))
     passes.append(("prove", _prove_all))
     passes.append(("trace", trace))

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from smartmem.kernel.evaluate import LARGE
 from smartmem.kernel.expr import Alu, Choose, Const, DType, Expr, Iota, Load, alu, choose, const, rebuild, walk
 from smartmem.kernel.stage import Stage
-from smartmem.passes.lower import FOLD_LIMIT
 from smartmem.passes.module import Module
 from smartmem.schedule.roles import factors
 
@@ -20,7 +20,7 @@ def simplify(module: Module) -> None:
     """Loads of constants with the same value everywhere become that value (the ones and zeros of a decomposed norm)."""
     values: dict[str, Expr] = {}
     for name, data in module.constants.items():
-        if 1 <= data.size <= FOLD_LIMIT and _is_exact(data.dtype) and (data == data.flat[0]).all():
+        if 0 < data.nbytes <= LARGE and _is_exact(data.dtype) and (data == data.flat[0]).all():
             values[name] = const(data.flat[0].item(), data.dtype)
 
     def leaf(node: Load | Iota) -> Expr:

@@ -7,6 +7,7 @@ along the reduction instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from smartmem.codegen.c_expr import (
 from smartmem.codegen.c_index import along, c_lin, has_division, split_by
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.substitute import substitute
-from smartmem.kernel.evaluate import evaluate_expr
+from smartmem.kernel.evaluate import EXPANSION, LARGE, evaluate_expr
 from smartmem.kernel.expr import (
     Choose,
     Expr,
@@ -69,8 +70,18 @@ def b_tensors(stage: Stage) -> list[str]:
 
 
 def is_dynamic(stage: Stage, constants: Mapping[str, Array]) -> bool:
-    """Whether B is known only at run time."""
-    return any(name not in constants for name in b_tensors(stage))
+    """Whether B is known, or better computed, only at run time."""
+    return any(name not in constants for name in b_tensors(stage)) or is_expanded(stage, constants)
+
+
+def is_expanded(stage: Stage, constants: Mapping[str, Array]) -> bool:
+    """Whether B is a large constant, a matrix for each batch entry, that is made of much smaller ones."""
+    operands = factors(stage)
+    assert operands is not None
+    a, b = (expr_axes(operand) for operand in operands)
+    size = 4 * math.prod(stage.domain[k] for k in b)
+    given = sum(constants[name].nbytes for name in b_tensors(stage))
+    return bool(a & b & set(range(len(stage.shape)))) and size > LARGE and size > EXPANSION * given
 
 
 def prepare_weights(pipeline: Pipeline, constants: Mapping[str, Array]) -> Packed:
