@@ -55,7 +55,7 @@ def kernels(proto: onnx.ModelProto, level: str) -> list[Kernel]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("consumer", ("product", "sum", "host"))
+@pytest.mark.parametrize("consumer", ["product", "sum", "host"])
 def test_the_answer_is_right(consumer, level):
     proto = relative(consumer)
     x = RNG.standard_normal(load_graph(proto, None).inputs[0].shape).astype(np.float32)

@@ -30,7 +30,8 @@ def first_layer(taps: int, stride: int, constant: bool = True, channels: int = 3
 
 @pytest.mark.parametrize("level", smartmem.LEVELS)
 @pytest.mark.parametrize(
-    ("taps", "stride", "constant"), [(3, 2, True), (3, 1, True), (7, 2, True), (4, 4, True), (3, 2, False)]
+    ("taps", "stride", "constant"),
+    [(3, 2, True), (3, 1, True), (7, 2, True), (11, 2, True), (4, 4, True), (3, 2, False)],
 )
 def test_it_gives_what_the_convolution_gives(taps: int, stride: int, constant: bool, level: str) -> None:
     model = first_layer(taps, stride, constant)
@@ -49,3 +50,36 @@ def test_a_packed_row_is_one_segment() -> None:
     text = "\n".join(sources.values() if isinstance(sources, dict) else sources)
     calls = re.findall(r"sm_tile_\w+\(a \+ i, (\w+), \w+, \w+, (\w+), (\w+),", text)
     assert calls and set(calls) == {("1", "0", "27")}
+
+
+def summed_over_tokens(tokens: int, width: int) -> onnx.ModelProto:
+    """relu(k)^T v of two heads, k and v side by side in x[tokens, 2 * 2 * width]: linear attention."""
+    cut = [
+        numpy_helper.from_array(np.array(v), n) for n, v in (("shape", [tokens, 2, 2, width]), ("zero", 0), ("one", 1))
+    ]
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("Transpose", ["r"], ["t"], perm=[1, 2, 0, 3]),
+        helper.make_node("Gather", ["t", "zero"], ["k"], axis=0),
+        helper.make_node("Gather", ["t", "one"], ["v"], axis=0),
+        helper.make_node("Relu", ["k"], ["relu"]),
+        helper.make_node("Transpose", ["relu"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["kt", "v"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (tokens, 4 * width))
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "linear_attention", [x], [y], cut)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(64, 32), (50, 32), (49, 40), (33, 17), (100, 75)])
+def test_rows_that_lie_side_by_side_are_loaded_in_squares(tokens: int, width: int) -> None:
+    model = summed_over_tokens(tokens, width)
+    x = np.random.default_rng().standard_normal((tokens, 4 * width)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    with smartmem.compile(model, threads=2) as compiled:
+        found = compiled(x=x)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
+    text = "\n".join(build_program(model, march="x86-64-v3").sources.values())
+    kernel = text[text.index("void contraction_") :]
+    assert "sm_transpose(v)" in kernel and "sm_load_strided" not in kernel
