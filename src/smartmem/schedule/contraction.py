@@ -26,6 +26,7 @@ from smartmem.schedule.tile_functions import grouped_tile_function, tile_functio
 from smartmem.schedule.tiling import tile_columns
 
 if TYPE_CHECKING:
+    from smartmem.schedule.pipeline import Pipeline, Place
     from smartmem.schedule.row_emitter import RowEmitter
 
 
@@ -48,8 +49,9 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
         blocks = _k_blocks(walk) if p.target.tuned else KBlocks(1, walk.count, 1, walk.run)
         prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed and p.target.tuned else 0
-        kept = tiling.block if blocks.count > 1 else tiling.rows
-        w.line(f"float *const c = s + {p.reserve(kept * width)};")
+        if epilogue or stored_by_tiles(p, stage) is None:
+            kept = tiling.block if blocks.count > 1 else tiling.rows
+            w.line(f"float *const c = s + {p.reserve(kept * width)};")
         with w.loop("n0", end, start, width):
             w.line(f"const float *const bp = {source};")
             if blocks.count == 1:
@@ -104,9 +106,13 @@ def _tile_loop(
             rest = f"{walk.count} - q_from"
             w.line(f"const long taps = {rest} < {blocks.segments} ? {rest} : {blocks.segments};")
             segments, a, b = "taps", f"a + q_from * {table}", f"bp + q_from * {walk.run * stride}"
+    direct = None if epilogue else stored_by_tiles(p, stage)
     with w.loop("q", "h", "g"):
         w.line(f"const long i = {tiling.start('q')} - m0;")
-        held = f"c + i * {width}" if blocks.count > 1 else "c"
+        if direct is not None:
+            held, apart = f"s + {direct.offset} + i * {direct.width} + n0", direct.width
+        else:
+            held, apart = f"c + i * {width}" if blocks.count > 1 else "c", width
         ahead = f"(q - g) * {-(-blocks.length * blocks.segments // 4) * prefetch * 16}"
         ahead = f"{b} + ({segments}) * ({last_k} - {first_k}) * {stride} + {ahead}" if prefetch else "bp"
         w.line(f"float *const cq = {held};")
@@ -119,21 +125,31 @@ def _tile_loop(
                 arguments = f"{table_of}, {b}, cq"
             else:
                 name, text = tile_function(rows, vectors, prefetch)
-                arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, cq, {first}, {ahead}"
+                arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, cq, {apart}, {first}, {ahead}"
             p.support[name] = text
             return f"{name}({arguments});"
 
-        if tiling.tall == tiling.count:
-            w.line(f"const long height = {tiling.rows};")
-            w.line(call(tiling.rows))
-        else:
-            w.line(f"const long height = q < {tiling.tall} ? {tiling.rows} : {tiling.rows - 1};")
+        short = tiling.tall < tiling.count
+        if short:
             w.line(f"if (q < {tiling.tall}) {call(tiling.rows)}")
             w.line(f"else {call(tiling.rows - 1)}")
+        else:
+            w.line(call(tiling.rows))
+        if direct is not None:
+            return
+        height = f"q < {tiling.tall} ? {tiling.rows} : {tiling.rows - 1}" if short else str(tiling.rows)
+        w.line(f"const long height = {height};")
         with w.block(final), w.loop("y", "height"):
             w.line("const long r = i + y, m = m0 + r;")
             w.line("(void)m;")
             epilogue_row(e, stage, epilogue, flat, flat.columns, width)
+
+
+def stored_by_tiles(pipeline: Pipeline, stage: Stage) -> Place | None:
+    """Where tiles store a contraction that stays in scratch as it is; None where a loop over its elements does."""
+    place = pipeline.places.get(stage.name)
+    usable = place is not None and place.kind == "block" and not place.first and not pipeline.group_size
+    return place if usable else None
 
 
 def row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:

@@ -376,6 +376,9 @@ def _place(pipeline: Pipeline) -> None:
             pipeline.places[stage.name] = Place("row", pipeline.reserve(width + 16), width)
         else:
             stride = -(-width // 16) * 16 + (16 if width % 256 < 16 and width >= 256 else 0)
+            if pipeline.is_contraction(stage):  # its tiles store whole panels
+                panel = tile_columns(pipeline.target, width)
+                stride = max(stride, -(-width // panel) * panel)
             pipeline.places[stage.name] = Place("block", pipeline.reserve(stride * pipeline.tiling.block + 16), stride)
 
 

@@ -42,9 +42,9 @@ def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
     )
     text = f"""\
 /* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip`
-   apart, each good for k in [from, to), all moved by `shift`. */
+   apart, each good for k in [from, to), all moved by `shift`; rows of c are `apart`. */
 static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long shift, long from,
-                                             long to, const float *b, long stride, float *c, int first,
+                                             long to, const float *b, long stride, float *c, long apart, int first,
                                              const float *next) {{
     f32v acc[{rows}][{vectors}];
 #pragma GCC unroll {rows}
@@ -67,13 +67,13 @@ static __attribute__((noinline)) void {name}(const float *const *a, long segment
 #pragma GCC unroll {rows}
         for (int i = 0; i < {rows}; ++i)
 #pragma GCC unroll {vectors}
-            for (int j = 0; j < {vectors}; ++j) sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j]);
+            for (int j = 0; j < {vectors}; ++j) sm_store(c + i * apart + j * SM_W, acc[i][j]);
     }} else {{
 #pragma GCC unroll {rows}
         for (int i = 0; i < {rows}; ++i)
 #pragma GCC unroll {vectors}
             for (int j = 0; j < {vectors}; ++j)
-                sm_store(c + (i * {vectors} + j) * SM_W, acc[i][j] + sm_load(c + (i * {vectors} + j) * SM_W));
+                sm_store(c + i * apart + j * SM_W, acc[i][j] + sm_load(c + i * apart + j * SM_W));
     }}
 }}
 """
