@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import pytest
@@ -105,6 +107,30 @@ def test_columns_stay_divided_when_rows_follow() -> None:
     ((pipeline, task),) = kernels(product(64, 1024, 2048, after="norm"))
     assert pipeline.stages[-1] in [*pipeline.regions[-1].stages, pipeline.regions[-1].contraction]
     assert task.column_chunks >= FEWEST
+
+
+def shares(pipeline: Pipeline, task: Task, threads: int) -> list[int]:
+    """Row tiles x columns of each thread, whose tasks are neighbours: the emitter's formulas."""
+    tiles, width = pipeline.tiling.count, pipeline.flats[pipeline.stages[-1].name].columns
+    work = []
+    for number in range(task.count):
+        column, rest = divmod(number, task.count // task.column_chunks)
+        chunk = rest % task.row_chunks
+        height = (chunk + 1) * tiles // task.row_chunks - chunk * tiles // task.row_chunks
+        assert 0 < height <= task.chunk
+        work.append(height * min(task.span, width - column * task.span))
+    ends = [len(work) * t // threads for t in range(threads + 1)]
+    return [sum(work[low:high]) for low, high in pairwise(ends)]
+
+
+@pytest.mark.parametrize("rows", [49, 64, 98, 196, 197, 249, 500, 784, 1000, 1024, 3136])
+@pytest.mark.parametrize(("depth", "columns"), [(256, 1024), (384, 384), (1024, 256)])
+@pytest.mark.parametrize(("before", "after"), [("norm", "gelu"), ("", "norm")])
+def test_two_threads_get_the_same(rows: int, depth: int, columns: int, before: str, after: str) -> None:
+    for pipeline, task in kernels(product(rows, depth, columns, before, after)):
+        mine, yours = shares(pipeline, task, 2)
+        tile = pipeline.flats[pipeline.stages[-1].name].columns  # one row tile of all columns
+        assert abs(mine - yours) <= tile, (task, pipeline.tiling)
 
 
 @pytest.mark.parametrize("level", ["fuse", "full"])

@@ -309,7 +309,7 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held,
         context = e.context(flat, Lane(run, walk.run, lanes), column="n")
         base = f"s + {_panel('n0', held, offset, width)}"
         w.line(f"float *const panel = {base} + ({c_lin(segment, context.axes)}) * {walk.run * width};")
-        if isinstance(b, Load) and walk.run > lanes and _divides(e.pipeline, b, {run}, {N}, flat.extents):
+        if walk.run > lanes:
             context = _columns_found(e, b, context, columns)
         along_run = f"k{len(walk.segments)}"
 
@@ -338,20 +338,29 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held,
                 square(replace(context, lane=replace(context.lane, count="count")), "count")
 
 
-def _columns_found(e: RowEmitter, b: Load, context: Context, columns: int) -> Context:
-    """Finds where the columns of a square start, once for all squares along the run; for loads of B from there."""
-    w, address = e.writer, e.pipeline.storages[b.tensor].at(b.index)
-    assert context.lane is not None
-    start, within = split_by(address, {context.lane.axis})
-    w.line("const float *from[SM_W];")
-    with w.loop("j", "SM_W"):
-        w.line(f"const long n = n0 + j < {columns} ? n0 + j : {columns - 1};")
-        w.line(f"from[j] = {e.pointers[b.tensor]} + {c_lin(start, context.axes)};")
+def _columns_found(e: RowEmitter, b: Expr, context: Context, columns: int) -> Context:
+    """Finds where the columns of a square start, once for all squares along the run, if that divides or looks up."""
+    w, lane, local = e.writer, context.lane, dict(context.local)
+    assert lane is not None
+    tensors = [access.tensor for access in loads(b)]
+    for number, access in enumerate(dict.fromkeys(loads(b))):
+        start, within = split_by(e.pipeline.storages[access.tensor].at(access.index), {lane.axis})
+        looks_up = any(not isinstance(digit.axis, int) for _, digit in start.terms)
+        if tensors.count(access.tensor) > 1 or not (looks_up or has_division(start, context.axes.extents)):
+            continue
+        name = f"from{number}"
+        w.line(f"const float *{name}[SM_W];")
+        with w.loop("j", "SM_W"):
+            w.line(f"const long n = n0 + j < {columns} ? n0 + j : {columns - 1};")
+            w.line(f"{name}[j] = {e.pointers[access.tensor]} + {c_lin(start, context.axes)};")
 
-    def read(emitter: Emitter, index: tuple[Lin, ...]) -> Value:
-        return emitter.load_at("from[j]", within, b.dtype)
+        def read(
+            emitter: Emitter, index: tuple[Lin, ...], name: str = name, within: Lin = within, dtype: Any = access.dtype
+        ) -> Value:
+            return emitter.load_at(f"{name}[j]", within, dtype)
 
-    return replace(context, local={**context.local, b.tensor: read})
+        local[access.tensor] = read
+    return replace(context, local=local)
 
 
 def _pack_chunk(e: RowEmitter, b: Expr, context: Context, target: str, columns: int, lanes: int) -> None:

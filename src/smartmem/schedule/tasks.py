@@ -68,8 +68,8 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
     chunks = -(-tiling.count // chunk)
     columns, span = 1, width
     divides = len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic
-    if batches == 1 and wanted > 1 and not dynamic:
-        chunks = _evened(chunks, tiling.count, few=not divides)
+    if batches == 1 and wanted > 1 and not (dynamic or divides):
+        chunks = _evened(chunks, tiling.count)
     if pipeline.shared_step is not None:
         ranges, entries = _column_chunks(batches, _missing(chunks, wanted))
         return Task(ranges, entries, chunks, -(-tiling.count // chunks), columns, span)
@@ -80,6 +80,8 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         panel = tile_columns(pipeline.target, width)
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
+        if batches == 1 and columns == 1 and wanted > 1:
+            chunks = min(chunks + chunks % 2, tiling.count)
     return Task(batches, 1, chunks, -(-tiling.count // chunks), columns, span)
 
 
@@ -98,13 +100,8 @@ def _missing(tasks: int, wanted: int) -> int:
     return -(-wanted // tasks)
 
 
-def _evened(chunks: int, tiles: int, few: bool) -> int:
-    """Chunks of rows that threads share evenly.
-
-    Where `few` is wrong, columns are divided, too, if there are fewer chunks than TASKS.
-    """
-    if chunks < TASKS and not few:
-        return chunks
+def _evened(chunks: int, tiles: int) -> int:
+    """Chunks of rows that threads share evenly, with two tiles each while there are few."""
     even = next((count for count in (2, 4, 8) if chunks <= count and 2 * count <= tiles), chunks + chunks % 2)
     return min(even, tiles)
 
