@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 
 from smartmem.codegen.c_expr import (
@@ -17,13 +16,12 @@ from smartmem.codegen.c_expr import (
     lane_free,
     lookup_renderer,
 )
-from smartmem.codegen.c_index import Axes, along, c_lin, split_by
+from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.codegen.writer import Writer
-from smartmem.index.lin import Lin, axes_of, axis_digit
-from smartmem.index.map import Guard
+from smartmem.index.lin import Lin, axes_of
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Choose, is_zero, loads, walk
-from smartmem.kernel.stage import Stage, reindex
+from smartmem.kernel.expr import Choose, loads, walk
+from smartmem.kernel.stage import Stage
 from smartmem.schedule.code import Arguments
 from smartmem.schedule.contraction import emit_contraction
 from smartmem.schedule.flatten import B, Flat, M, N, flat_address
@@ -31,12 +29,12 @@ from smartmem.schedule.key_blocks import emit_key_blocks
 from smartmem.schedule.nest import combined, initial, store_vector
 from smartmem.schedule.operand_a import walk_of
 from smartmem.schedule.operand_b import Packed, direct_b, emit_pack, held_of, is_dynamic
+from smartmem.schedule.pack_rows import is_packing, pack_row, pack_turned, turns
 from smartmem.schedule.pipeline import Pipeline, Region
 from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
 
 BLOCK = 4096  # columns of a partial sum
-UNROLLED = 8  # a loop over so few columns of a packed row is unrolled
 
 
 class RowEmitter:
@@ -181,8 +179,8 @@ class RowEmitter:
                     self.row_region(stages)
             flats[stages[0].name] = flat
             return
-        if len(stages) == 1 and self._turns(stages[0]):
-            self._pack_turned(stages[0])
+        if len(stages) == 1 and turns(self.pipeline, stages[0]):
+            pack_turned(self, stages[0])
             return
         with w.loop("r", "rows"):
             w.line("const long m = m0 + r;")
@@ -239,8 +237,8 @@ class RowEmitter:
         lane = Lane(N, columns, self.pipeline.target.lanes)
         self.mark = w.mark()
         if not all(self._lane_free(stage, lane) for stage in group):
-            if len(group) == 1 and self._is_packing(group[0]):
-                self._pack_row(group[0])
+            if len(group) == 1 and is_packing(self.pipeline, group[0]):
+                pack_row(self, group[0])
                 return
             with w.loop("n", columns, reduces=bool(totals)):
                 self._element(group, totals)
@@ -273,121 +271,6 @@ class RowEmitter:
         for stage in group:
             if stage.reduce:
                 self._keep_scalar(stage, Value(f"sm_h{stage.combine}({totals[stage.name]})"))
-
-    def _is_packing(self, stage: Stage) -> bool:
-        """A padded operand copied into scratch: its guards depend on rows and columns, outside lie zeros."""
-        body = stage.body
-        return (
-            isinstance(body, Choose)
-            and is_zero(body.otherwise)
-            and not stage.reduce
-            and stage is not self.pipeline.stages[-1]
-        )
-
-    def _pack_row(self, stage: Stage) -> None:
-        """Loops over the column axes; guards are tested as soon as their axes are known, or bound a long loop."""
-        p, w = self.pipeline, self.writer
-        place, flat = p.places[stage.name], p.flats[stage.name]
-        columns = stage.shape[p.rows :]
-        first = len(flat.extents)
-        axes = (*flat.space[: p.rows], *(axis_digit(first + k, n) for k, n in enumerate(columns)))
-        body = reindex(stage.body, axes, stage.domain)
-        assert isinstance(body, Choose)
-        context = self.context(replace(flat, extents=(*flat.extents, *columns)), None)
-        names = {**context.axes.names, **{first + k: f"x{k}" for k in range(len(columns))}}
-        context = replace(context, axes=replace(context.axes, names=names))
-        with w.loop("n", math.prod(columns)):
-            w.line(f"s[{place.row} + n] = 0.0f;")
-        pending, bound = list(body.guards), set(range(first))
-        where = flat_address(axes[p.rows :], columns)
-        with ExitStack() as loops:
-            self._test(pending, bound, context, loops)
-            for k, extent in enumerate(columns):
-                start, end = "0", str(extent)
-                if extent > UNROLLED:
-                    start, end = self._bounds(pending, bound, context, axis_digit(first + k, extent), f"x{k}")
-                    if k == len(columns) - 1:
-                        w.line("#pragma clang loop interleave(disable)")
-                elif k == len(columns) - 1:
-                    w.line(f"#pragma GCC unroll {extent}")
-                loops.enter_context(w.loop(f"x{k}", end, start))
-                bound.add(first + k)
-                self._test(pending, bound, context, loops)
-            value = Emitter(w, context).value(body.then)
-            w.line(f"s[{place.row} + {c_lin(where, context.axes)}] = {value.text};")
-
-    def _turns(self, stage: Stage) -> bool:
-        """Whether rows of a local stage are better loaded in squares and transposed: columns lie apart, rows do not."""
-        p, flat = self.pipeline, self.pipeline.flats[stage.name]
-        lanes, local = p.target.lanes, {s.name for s in p.stages}
-        if stage.reduce or stage is p.stages[-1] or not p.target.tuned or min(flat.columns, p.height) < lanes:
-            return False
-        reads = loads(flat.body)
-        if not reads or any(isinstance(n, Choose) for n in walk(flat.body)) or {x.tensor for x in reads} & local:
-            return False
-        apart = False
-        for access in reads:
-            address = p.storages[access.tensor].at(access.index)
-            # A block may start at any row: no digit of the rows may end inside of a square.
-            by_row = split_by(address, {M})[1]
-            if by_row not in (Lin(), axis_digit(M, p.height)):
-                return False
-            apart |= bool(by_row.terms) and along(address, N, flat.columns, lanes).stride not in (0, 1)
-        return apart
-
-    def _pack_turned(self, stage: Stage) -> None:
-        """Squares of lanes x lanes: loaded along the rows, turned, stored along the columns."""
-        p, w = self.pipeline, self.writer
-        flat, lanes = p.flats[stage.name], p.target.lanes
-        part = "" if flat.columns % lanes == 0 else f"{flat.columns} - n0 < SM_W ? {flat.columns} - n0 : SM_W"
-        with w.loop("r0", "rows", 0, "SM_W"), w.loop("n0", flat.columns, 0, "SM_W"):
-            w.line("const long m = m0 + r0, count = rows - r0 < SM_W ? rows - r0 : SM_W;")
-            w.line("f32v v[SM_W];")
-            for header, lane in (
-                ("if (count == SM_W)", Lane(M, p.height, lanes)),
-                ("else", Lane(M, p.height, lanes, "count")),
-            ):
-                with w.block(header), w.loop("j", "SM_W"):
-                    w.line("const long n = n0 + j;")
-                    with w.block(f"if (n < {flat.columns})" if part else ""):
-                        emitter = Emitter(w, self.context(flat, lane))
-                        w.line(f"v[j] = {emitter.as_vector(emitter.value(flat.body), flat.body.dtype)};")
-                    if part:
-                        with w.block("else"):
-                            w.line("v[j] = sm_splat(0.0f);")
-            w.line("sm_transpose(v);")
-            with w.loop("j", "count"):
-                w.line("const long r = r0 + j;")
-                target = f"s + {p.places[stage.name].row} + n0"
-                w.line(f"sm_store_n({target}, v[j], {part});" if part else f"sm_store({target}, v[j]);")
-
-    def _bounds(self, pending: list[Guard], bound: set[int], context: Context, axis: Lin, name: str) -> tuple[str, str]:
-        """Where a loop over `axis` starts and ends, as C, so that the guards hold in it that move along with it.
-
-        Without a test inside the loop is one of vectors.
-        """
-        ((_, digit),) = axis.terms
-        starts, ends = ["0"], [str(digit.ext)]
-        for guard in list(pending):
-            rest, along = split_by(guard.lin, set(axes_of(axis)))
-            if along == axis and set(axes_of(rest)) <= bound:
-                pending.remove(guard)
-                starts.append(f"-({c_lin(rest, context.axes)})")
-                ends.append(f"{guard.ext} - ({c_lin(rest, context.axes)})")
-        if len(starts) == 1:
-            return starts[0], ends[0]
-        w = self.writer
-        for kind, texts, better in (("from", starts, ">"), ("to", ends, "<")):
-            w.line(f"long {name}_{kind} = {texts[0]};")
-            for text in texts[1:]:
-                w.line(f"if ({text} {better} {name}_{kind}) {name}_{kind} = {text};")
-        return f"{name}_from", f"{name}_to"
-
-    def _test(self, pending: list[Guard], bound: set[int], context: Context, loops: ExitStack) -> None:
-        ready = tuple(g for g in pending if set(axes_of(g.lin)) <= bound)
-        if ready:
-            pending[:] = [g for g in pending if g not in ready]
-            loops.enter_context(self.writer.block(f"if ({c_guards(ready, context.axes)})"))
 
     def _lane_free(self, stage: Stage, lane: Lane) -> bool:
         body = self.pipeline.flats[stage.name].body

@@ -1,0 +1,152 @@
+"""Operand A packed into scratch, row by row or in squares, where a loop over its columns would be slow.
+
+padded      guards depend on rows and columns, outside lie zeros: a row is cleared, then copied where they hold
+turned      the columns of a row lie apart and its neighbours side by side (K^T of linear attention): squares are
+            loaded along the rows and transposed in registers
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smartmem.codegen.c_expr import Context, Emitter, Lane, c_guards
+from smartmem.codegen.c_index import along, c_lin, split_by
+from smartmem.index.lin import Lin, axes_of, axis_digit
+from smartmem.index.map import Guard
+from smartmem.kernel.expr import Choose, is_zero, loads, walk
+from smartmem.kernel.stage import Stage, reindex
+from smartmem.schedule.flatten import M, N, flat_address
+
+if TYPE_CHECKING:
+    from smartmem.schedule.pipeline import Pipeline
+    from smartmem.schedule.row_emitter import RowEmitter
+
+UNROLLED = 8  # a loop over so few columns of a packed row is unrolled
+
+
+def is_packing(p: Pipeline, stage: Stage) -> bool:
+    """A padded operand copied into scratch: its guards depend on rows and columns, outside lie zeros."""
+    body = stage.body
+    return isinstance(body, Choose) and is_zero(body.otherwise) and not stage.reduce and stage is not p.stages[-1]
+
+
+def pack_row(e: RowEmitter, stage: Stage) -> None:
+    """Loops over the column axes; guards are tested as soon as their axes are known, or bound a long loop."""
+    p, w = e.pipeline, e.writer
+    place, flat = p.places[stage.name], p.flats[stage.name]
+    columns = stage.shape[p.rows :]
+    first = len(flat.extents)
+    axes = (*flat.space[: p.rows], *(axis_digit(first + k, n) for k, n in enumerate(columns)))
+    body = reindex(stage.body, axes, stage.domain)
+    assert isinstance(body, Choose)
+    context = e.context(replace(flat, extents=(*flat.extents, *columns)), None)
+    names = {**context.axes.names, **{first + k: f"x{k}" for k in range(len(columns))}}
+    context = replace(context, axes=replace(context.axes, names=names))
+    with w.loop("n", math.prod(columns)):
+        w.line(f"s[{place.row} + n] = 0.0f;")
+    pending, bound = list(body.guards), set(range(first))
+    where = flat_address(axes[p.rows :], columns)
+    with ExitStack() as loops:
+        _test(e, pending, bound, context, loops)
+        for k, extent in enumerate(columns):
+            start, end = "0", str(extent)
+            if extent > UNROLLED:
+                start, end = _bounds(e, pending, bound, context, axis_digit(first + k, extent), f"x{k}")
+                if k == len(columns) - 1:
+                    w.line("#pragma clang loop interleave(disable)")
+            elif k == len(columns) - 1:
+                w.line(f"#pragma GCC unroll {extent}")
+            loops.enter_context(w.loop(f"x{k}", end, start))
+            bound.add(first + k)
+            _test(e, pending, bound, context, loops)
+        value = Emitter(w, context).value(body.then)
+        w.line(f"s[{place.row} + {c_lin(where, context.axes)}] = {value.text};")
+
+
+def turns(p: Pipeline, stage: Stage) -> bool:
+    """Whether rows of a local stage are better loaded in squares and transposed: columns lie apart, rows do not."""
+    flat = p.flats[stage.name]
+    lanes, local = p.target.lanes, {s.name for s in p.stages}
+    if stage.reduce or stage.dtype != np.float32 or stage is p.stages[-1] or not p.target.tuned:
+        return False
+    reads = loads(flat.body)
+    if (
+        not reads
+        or min(flat.columns, p.height) < lanes
+        or any(isinstance(n, Choose) for n in walk(flat.body))
+        or {x.tensor for x in reads} & local
+    ):
+        return False
+    apart = False
+    for access in reads:
+        address = p.storages[access.tensor].at(access.index)
+        # A block may start at any row: no digit of the rows may end inside of a square.
+        by_row = split_by(address, {M})[1]
+        if by_row not in (Lin(), axis_digit(M, p.height)):
+            return False
+        apart |= bool(by_row.terms) and along(address, N, flat.columns, lanes).stride not in (0, 1)
+    return apart
+
+
+def pack_turned(e: RowEmitter, stage: Stage) -> None:
+    """Squares of lanes x lanes: loaded along the rows, turned, stored along the columns."""
+    p, w = e.pipeline, e.writer
+    flat, lanes = p.flats[stage.name], p.target.lanes
+    part = "" if flat.columns % lanes == 0 else f"{flat.columns} - n0 < SM_W ? {flat.columns} - n0 : SM_W"
+    with w.loop("r0", "rows", 0, "SM_W"), w.loop("n0", flat.columns, 0, "SM_W"):
+        w.line("const long m = m0 + r0, count = rows - r0 < SM_W ? rows - r0 : SM_W;")
+        w.line("f32v v[SM_W];")
+        for header, lane in (
+            ("if (count == SM_W)", Lane(M, p.height, lanes)),
+            ("else", Lane(M, p.height, lanes, "count")),
+        ):
+            with w.block(header), w.loop("j", "SM_W"):
+                w.line("const long n = n0 + j;")
+                with w.block(f"if (n < {flat.columns})" if part else ""):
+                    emitter = Emitter(w, e.context(flat, lane))
+                    w.line(f"v[j] = {emitter.as_vector(emitter.value(flat.body), flat.body.dtype)};")
+                if part:
+                    with w.block("else"):
+                        w.line("v[j] = sm_splat(0.0f);")
+        w.line("sm_transpose(v);")
+        with w.loop("j", "count"):
+            w.line("const long r = r0 + j;")
+            target = f"s + {p.places[stage.name].row} + n0"
+            w.line(f"sm_store_n({target}, v[j], {part});" if part else f"sm_store({target}, v[j]);")
+
+
+def _bounds(
+    e: RowEmitter, pending: list[Guard], bound: set[int], context: Context, axis: Lin, name: str
+) -> tuple[str, str]:
+    """Where a loop over `axis` starts and ends, as C, so that the guards hold in it that move along with it.
+
+    Without a test inside the loop is one of vectors.
+    """
+    ((_, digit),) = axis.terms
+    starts, ends = ["0"], [str(digit.ext)]
+    for guard in list(pending):
+        rest, moving = split_by(guard.lin, set(axes_of(axis)))
+        if moving == axis and set(axes_of(rest)) <= bound:
+            pending.remove(guard)
+            starts.append(f"-({c_lin(rest, context.axes)})")
+            ends.append(f"{guard.ext} - ({c_lin(rest, context.axes)})")
+    if len(starts) == 1:
+        return starts[0], ends[0]
+    w = e.writer
+    for kind, texts, better in (("from", starts, ">"), ("to", ends, "<")):
+        w.line(f"long {name}_{kind} = {texts[0]};")
+        for text in texts[1:]:
+            w.line(f"if ({text} {better} {name}_{kind}) {name}_{kind} = {text};")
+    return f"{name}_from", f"{name}_to"
+
+
+def _test(e: RowEmitter, pending: list[Guard], bound: set[int], context: Context, loops: ExitStack) -> None:
+    ready = tuple(g for g in pending if set(axes_of(g.lin)) <= bound)
+    if ready:
+        pending[:] = [g for g in pending if g not in ready]
+        loops.enter_context(e.writer.block(f"if ({c_guards(ready, context.axes)})"))
