@@ -74,10 +74,11 @@ def find_device(options: Options) -> Device | None:
 
     if not options.memories or not options.precisions:
         raise InputError("nothing to measure: give --memory and --precision a word each")
+    # All words are known to be right before a device is asked for.
+    kinds = [api.device_options(m, p, options.layout) for m in options.memories for p in options.precisions]
     device = None
-    for memory in options.memories:
-        for precision in options.precisions:
-            device = api.find_device(options.device, api.device_options(memory, precision, options.layout))
+    for kind in kinds:
+        device = api.find_device(options.device, kind)
     on_gpu = [name for name in options.against if name in GPU_PEERS]
     if device is None and on_gpu:
         raise InputError(f"{on_gpu[0]} runs on a GPU, and smartmem would run on the CPU: give --device opencl")
