@@ -15,46 +15,45 @@ import math
 import numpy as np
 
 from smartmem.index.map import evaluate
-from smartmem.kernel.evaluate import GROWTH_LIMIT, evaluate_stage, evaluate_stages
-from smartmem.kernel.stage import Kernel, Stage, tensors_read
+from smartmem.kernel.evaluate import GROWTH_LIMIT, evaluate_stages
+from smartmem.kernel.stage import Kernel, Stage
 from smartmem.passes.module import HostOp, Module
 
 
 def fold_stages(module: Module, limit: int = GROWTH_LIMIT) -> None:
     """Computes stages that read only constants and make at most `limit` bytes."""
-    outputs = {v.name for v in module.outputs} | module.sharing()
-    kept: list[Stage | HostOp] = []
-    for step in module.steps:
-        if (
-            isinstance(step, Stage)
-            and step.name not in outputs
-            and math.prod(step.domain) * step.dtype.itemsize <= limit
-            and all(name in module.constants for name in tensors_read(step.body))
-        ):
-            module.constants[step.name] = evaluate_stage(step, module.constants)
-            module.types[step.name] = (step.shape, step.dtype)
-        else:
-            kept.append(step)
-    module.steps = kept
+    kept = _kept(module)
+    module.steps = [step for step in module.steps if not _fold(module, step, kept, limit)]
 
 
 def fold_kernels(module: Module) -> None:
     """Computes kernels that read only constants and make at most `GROWTH_LIMIT` bytes."""
-    outputs = {v.name for v in module.outputs} | module.sharing()
-    kept: list[Kernel | HostOp] = []
-    for kernel in module.kernels:
-        if (
-            isinstance(kernel, Kernel)
-            and kernel.tensor not in outputs
-            and all(math.prod(s.domain) * s.dtype.itemsize <= GROWTH_LIMIT for s in kernel.stages)
-            and all(name in module.constants for name in kernel.inputs())
-        ):
-            read = {name: module.constants[name] for name in kernel.inputs()}
-            values = evaluate_stages(kernel.stages, read)[kernel.output.name]
-            result = np.zeros(kernel.shape, values.dtype)
-            grid = np.ogrid[tuple(slice(n) for n in values.shape)]
-            result[tuple(np.broadcast_to(evaluate(c, grid), values.shape) for c in kernel.store_coords())] = values
-            module.constants[kernel.tensor] = result
-        else:
-            kept.append(kernel)
-    module.kernels = kept
+    kept = _kept(module)
+    module.kernels = [kernel for kernel in module.kernels if not _fold(module, kernel, kept, GROWTH_LIMIT)]
+
+
+def _kept(module: Module) -> set[str]:
+    """Tensors that are written in every call: outputs, and what lies in one buffer with others."""
+    return {v.name for v in module.outputs} | module.sharing()
+
+
+def _fold(module: Module, step: Stage | Kernel | HostOp, kept: set[str], limit: int) -> bool:
+    """Makes a constant of what a step computes; False if it is to run."""
+    if isinstance(step, HostOp):
+        return False
+    kernel = Kernel.of(step) if isinstance(step, Stage) else step
+    if (
+        kernel.tensor in kept
+        or any(math.prod(s.domain) * s.dtype.itemsize > limit for s in kernel.stages)
+        or any(name not in module.constants for name in kernel.inputs())
+    ):
+        return False
+    read = {name: module.constants[name] for name in kernel.inputs()}
+    result = evaluate_stages(kernel.stages, read)[kernel.output.name]
+    if kernel.store is not None:
+        values, result = result, np.zeros(kernel.shape, result.dtype)
+        grid = np.ogrid[tuple(slice(n) for n in values.shape)]
+        result[tuple(np.broadcast_to(evaluate(c, grid), values.shape) for c in kernel.store.coords)] = values
+    module.constants[kernel.tensor] = result
+    module.types[kernel.tensor] = (kernel.shape, kernel.output.dtype)
+    return True

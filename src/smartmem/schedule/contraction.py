@@ -6,6 +6,7 @@ last block of k. The tile functions are shared by all kernels of a file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,13 +18,14 @@ from smartmem.codegen.c_expr import (
     c_guards,
 )
 from smartmem.codegen.c_index import Axes, c_lin
+from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.stage import Stage
 from smartmem.schedule.flatten import B, Flat, K, N
 from smartmem.schedule.operand_a import Walk, walk_of
 from smartmem.schedule.operand_b import direct_b, held_of
 from smartmem.schedule.tile_functions import grouped_tile_function, tile_function
-from smartmem.schedule.tiling import tile_columns
+from smartmem.schedule.tiling import Tiling, tile_columns
 
 if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline, Place
@@ -49,7 +51,7 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
         blocks = _k_blocks(walk) if p.target.tuned else KBlocks(1, walk.count, 1, walk.run)
         prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed and p.target.tuned else 0
-        if epilogue or stored_by_tiles(p, stage) is None:
+        if _place_of_tiles(p, stage, epilogue) is None:
             kept = tiling.block if blocks.count > 1 else tiling.rows
             w.line(f"float *const c = s + {p.reserve(kept * width)};")
         with w.loop("n0", end, start, width):
@@ -106,7 +108,7 @@ def _tile_loop(
             rest = f"{walk.count} - q_from"
             w.line(f"const long taps = {rest} < {blocks.segments} ? {rest} : {blocks.segments};")
             segments, a, b = "taps", f"a + q_from * {table}", f"bp + q_from * {walk.run * stride}"
-    direct = None if epilogue else stored_by_tiles(p, stage)
+    direct = _place_of_tiles(p, stage, epilogue)
     with w.loop("q", "h", "g"):
         w.line(f"const long i = {tiling.start('q')} - m0;")
         if direct is not None:
@@ -129,27 +131,31 @@ def _tile_loop(
             p.support[name] = text
             return f"{name}({arguments});"
 
-        short = tiling.tall < tiling.count
-        if short:
-            w.line(f"if (q < {tiling.tall}) {call(tiling.rows)}")
-            w.line(f"else {call(tiling.rows - 1)}")
-        else:
-            w.line(call(tiling.rows))
+        call_tile(w, tiling, call)
         if direct is not None:
             return
-        height = f"q < {tiling.tall} ? {tiling.rows} : {tiling.rows - 1}" if short else str(tiling.rows)
-        w.line(f"const long height = {height};")
+        w.line(f"const long height = {tiling.rows_of('q')};")
         with w.block(final), w.loop("y", "height"):
             w.line("const long r = i + y, m = m0 + r;")
             w.line("(void)m;")
             epilogue_row(e, stage, epilogue, flat, flat.columns, width)
 
 
-def stored_by_tiles(pipeline: Pipeline, stage: Stage) -> Place | None:
+def call_tile(w: Writer, tiling: Tiling, call: Callable[[int], str]) -> None:
+    """The call for row tile q, given the one for a number of rows."""
+    if tiling.tall == tiling.count:
+        w.line(call(tiling.rows))
+    else:
+        w.line(f"if (q < {tiling.tall}) {call(tiling.rows)}")
+        w.line(f"else {call(tiling.rows - 1)}")
+
+
+def _place_of_tiles(pipeline: Pipeline, stage: Stage, epilogue: list[Stage]) -> Place | None:
     """Where tiles store a contraction that stays in scratch as it is; None where a loop over its elements does."""
     place = pipeline.places.get(stage.name)
-    usable = place is not None and place.kind == "block" and not place.first and not pipeline.group_size
-    return place if usable else None
+    if epilogue or place is None or place.kind != "block" or place.first or pipeline.group_size:
+        return None
+    return place
 
 
 def row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smartmem.kernel.stage import Stage
-from smartmem.schedule.contraction import b_pointer, epilogue_row, row_pointers
+from smartmem.schedule.contraction import b_pointer, call_tile, epilogue_row, row_pointers
 from smartmem.schedule.operand_a import walk_of
 from smartmem.schedule.operand_b import emit_pack
 from smartmem.schedule.pipeline import Region
@@ -132,11 +132,7 @@ def _add_weighted(e: RowEmitter, stage: Stage, sums: int, width: int, height: in
                     p.support[name] = text
                     return f"{name}(a + i, 1, {tiling.block}, 0, j0, j1, bp, {stride}, c, {width}, j0 == 0, bp);"
 
-                if tiling.tall == tiling.count:
-                    w.line(call(tiling.rows))
-                else:
-                    w.line(f"if (q < {tiling.tall}) {call(tiling.rows)}")
-                    w.line(f"else {call(tiling.rows - 1)}")
+                call_tile(w, tiling, call)
 
 
 def _finish(e: RowEmitter, region: Region, sums: int, width: int, height: int) -> None:

@@ -19,7 +19,7 @@ from smartmem.codegen.c_expr import (
     Context,
     Emitter,
     Lane,
-    Value,
+    LocalReader,
 )
 from smartmem.codegen.c_index import along, c_lin, has_division, split_by
 from smartmem.index.lin import Lin, axes_of, axis_digit
@@ -27,6 +27,7 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.evaluate import EXPANSION, LARGE, evaluate_expr
 from smartmem.kernel.expr import (
     Choose,
+    DType,
     Expr,
     Load,
     loads,
@@ -36,6 +37,7 @@ from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.schedule.flatten import B, Flat, K, M, N
 from smartmem.schedule.groups import turned
 from smartmem.schedule.operand_a import Walk, operands, walk_of
+from smartmem.schedule.pack_rows import emit_square
 from smartmem.schedule.roles import expr_axes, factors
 from smartmem.schedule.tiling import tile_columns
 
@@ -314,17 +316,10 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held,
         along_run = f"k{len(walk.segments)}"
 
         def square(ctx: Context, count: str) -> None:
-            w.line("f32v v[SM_W];")
-            with w.loop("j", "SM_W"):
-                w.line("const long n = n0 + j;")
-                with w.block(f"if (n < {columns})"):
-                    emitter = Emitter(w, ctx)
-                    w.line(f"v[j] = {emitter.as_vector(emitter.value(b), b.dtype)};")
-                with w.block("else"):
-                    w.line("v[j] = sm_splat(0.0f);")
-            w.line("sm_transpose(v);")
-            with w.loop("j", count):
-                w.line(f"sm_store(panel + {_step(f'{along_run} + j', held)} * {width}, v[j]);")
+            emit_square(w, ctx, b, f"n < {columns}", count, store)
+
+        def store() -> None:
+            w.line(f"sm_store(panel + {_step(f'{along_run} + j', held)} * {width}, v[j]);")
 
         last = held.steps_end  # blocks of keys are whole vectors, except for the last one
         if whole:
@@ -342,8 +337,9 @@ def _columns_found(e: RowEmitter, b: Expr, context: Context, columns: int) -> Co
     """Finds where the columns of a square start, once for all squares along the run, if that divides or looks up."""
     w, lane, local = e.writer, context.lane, dict(context.local)
     assert lane is not None
-    tensors = [access.tensor for access in loads(b)]
-    for number, access in enumerate(dict.fromkeys(loads(b))):
+    accesses = loads(b)
+    tensors = [access.tensor for access in accesses]
+    for number, access in enumerate(accesses):
         start, within = split_by(e.pipeline.storages[access.tensor].at(access.index), {lane.axis})
         looks_up = any(not isinstance(digit.axis, int) for _, digit in start.terms)
         if tensors.count(access.tensor) > 1 or not (looks_up or has_division(start, context.axes.extents)):
@@ -353,14 +349,13 @@ def _columns_found(e: RowEmitter, b: Expr, context: Context, columns: int) -> Co
         with w.loop("j", "SM_W"):
             w.line(f"const long n = n0 + j < {columns} ? n0 + j : {columns - 1};")
             w.line(f"{name}[j] = {e.pointers[access.tensor]} + {c_lin(start, context.axes)};")
-
-        def read(
-            emitter: Emitter, index: tuple[Lin, ...], name: str = name, within: Lin = within, dtype: Any = access.dtype
-        ) -> Value:
-            return emitter.load_at(f"{name}[j]", within, dtype)
-
-        local[access.tensor] = read
+        local[access.tensor] = _reader(f"{name}[j]", within, access.dtype)
     return replace(context, local=local)
+
+
+def _reader(pointer: str, within: Lin, dtype: DType) -> LocalReader:
+    """Reads a tensor from where a column of it starts."""
+    return lambda emitter, index: emitter.load_at(pointer, within, dtype)
 
 
 def _pack_chunk(e: RowEmitter, b: Expr, context: Context, target: str, columns: int, lanes: int) -> None:

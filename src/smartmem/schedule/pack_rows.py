@@ -1,13 +1,16 @@
 """Operand A packed into scratch, row by row or in squares, where a loop over its columns would be slow.
 
-padded      guards depend on rows and columns, outside lie zeros: a row is cleared, then copied where they hold
-turned      the columns of a row lie apart and its neighbours side by side (K^T of linear attention): squares are
-            loaded along the rows and transposed in registers
+    padded      guards depend on rows and columns, outside lie zeros: a row is cleared, then copied where they hold
+    turned      the columns of a row lie apart and its neighbours side by side (K^T of linear attention): squares are
+                loaded along the rows and transposed in registers
+
+Operand B is packed in the same squares (`operand_b`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,9 +19,10 @@ import numpy as np
 
 from smartmem.codegen.c_expr import Context, Emitter, Lane, c_guards
 from smartmem.codegen.c_index import along, c_lin, split_by
+from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import Guard
-from smartmem.kernel.expr import Choose, is_zero, loads, walk
+from smartmem.kernel.expr import Choose, Expr, is_zero, loads, walk
 from smartmem.kernel.stage import Stage, reindex
 from smartmem.schedule.flatten import M, N, flat_address
 
@@ -98,26 +102,39 @@ def pack_turned(e: RowEmitter, stage: Stage) -> None:
     p, w = e.pipeline, e.writer
     flat, lanes = p.flats[stage.name], p.target.lanes
     part = "" if flat.columns % lanes == 0 else f"{flat.columns} - n0 < SM_W ? {flat.columns} - n0 : SM_W"
+    target = f"s + {p.places[stage.name].row} + n0"
+
+    def store() -> None:
+        w.line("const long r = r0 + j;")
+        w.line(f"sm_store_n({target}, v[j], {part});" if part else f"sm_store({target}, v[j]);")
+
     with w.loop("r0", "rows", 0, "SM_W"), w.loop("n0", flat.columns, 0, "SM_W"):
-        w.line("const long m = m0 + r0, count = rows - r0 < SM_W ? rows - r0 : SM_W;")
-        w.line("f32v v[SM_W];")
-        for header, lane in (
-            ("if (count == SM_W)", Lane(M, p.height, lanes)),
-            ("else", Lane(M, p.height, lanes, "count")),
-        ):
-            with w.block(header), w.loop("j", "SM_W"):
-                w.line("const long n = n0 + j;")
-                with w.block(f"if (n < {flat.columns})" if part else ""):
-                    emitter = Emitter(w, e.context(flat, lane))
-                    w.line(f"v[j] = {emitter.as_vector(emitter.value(flat.body), flat.body.dtype)};")
-                if part:
-                    with w.block("else"):
-                        w.line("v[j] = sm_splat(0.0f);")
-        w.line("sm_transpose(v);")
-        with w.loop("j", "count"):
-            w.line("const long r = r0 + j;")
-            target = f"s + {p.places[stage.name].row} + n0"
-            w.line(f"sm_store_n({target}, v[j], {part});" if part else f"sm_store({target}, v[j]);")
+        w.line("const long m = m0 + r0;")
+        for header, count in (("if (r0 + SM_W <= rows)", None), ("else", "count")):
+            context = e.context(flat, Lane(M, p.height, lanes, count))
+            with w.block(header):
+                if count is not None:
+                    w.line(f"const long {count} = rows - r0;")
+                emit_square(w, context, flat.body, f"n < {flat.columns}" if part else "", count or "SM_W", store)
+
+
+def emit_square(w: Writer, context: Context, body: Expr, inside: str, count: str, store: Callable[[], None]) -> None:
+    """A square of lanes x lanes: `body` at columns n0 + j, zeros where they are not `inside`, turned in registers.
+
+    `store` writes the code that puts v[j] away, for each j < `count`.
+    """
+    w.line("f32v v[SM_W];")
+    with w.loop("j", "SM_W"):
+        w.line("const long n = n0 + j;")
+        with w.block(f"if ({inside})" if inside else ""):
+            emitter = Emitter(w, context)
+            w.line(f"v[j] = {emitter.as_vector(emitter.value(body), body.dtype)};")
+        if inside:
+            with w.block("else"):
+                w.line("v[j] = sm_splat(0.0f);")
+    w.line("sm_transpose(v);")
+    with w.loop("j", count):
+        store()
 
 
 def _bounds(

@@ -66,14 +66,13 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
     if not dynamic and contracted:
         chunk = -(-chunk // tiling.group) * tiling.group
     chunks = -(-tiling.count // chunk)
-    columns, span = 1, width
     divides = len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic
     if batches == 1 and wanted > 1 and not (dynamic or divides):
-        chunks = _evened(chunks, tiling.count)
+        chunks = _shared(chunks, tiling.count)
+    batch_chunks, entries, columns, span = batches, 1, 1, width
     if pipeline.shared_step is not None:
-        ranges, entries = _column_chunks(batches, _missing(chunks, wanted))
-        return Task(ranges, entries, chunks, -(-tiling.count // chunks), columns, span)
-    if divides:
+        batch_chunks, entries = _column_chunks(batches, _missing(chunks, wanted))
+    elif divides:
         missing = _missing(chunks * batches, wanted)
         if missing * chunks * batches > FEWEST and missing * _local_share(pipeline) > AGAIN:
             missing = _missing(chunks * batches, FEWEST)
@@ -81,8 +80,8 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
         if batches == 1 and columns == 1 and wanted > 1:
-            chunks = min(chunks + chunks % 2, tiling.count)
-    return Task(batches, 1, chunks, -(-tiling.count // chunks), columns, span)
+            chunks = _even(chunks, tiling.count)
+    return Task(batch_chunks, entries, chunks, -(-tiling.count // chunks), columns, span)
 
 
 def _tiles_with_sums(pipeline: Pipeline) -> int:
@@ -100,10 +99,15 @@ def _missing(tasks: int, wanted: int) -> int:
     return -(-wanted // tasks)
 
 
-def _evened(chunks: int, tiles: int) -> int:
-    """Chunks of rows that threads share evenly, with two tiles each while there are few."""
-    even = next((count for count in (2, 4, 8) if chunks <= count and 2 * count <= tiles), chunks + chunks % 2)
-    return min(even, tiles)
+def _even(chunks: int, tiles: int) -> int:
+    """An even number of chunks, if there are tiles enough."""
+    return min(chunks + chunks % 2, tiles)
+
+
+def _shared(chunks: int, tiles: int) -> int:
+    """Chunks of rows that 2, 4, 8 threads share evenly, with two tiles each while they are few."""
+    fits = (count for count in (2, 4, 8) if chunks <= count and 2 * count <= tiles)
+    return next(fits, _even(chunks, tiles))
 
 
 def _column_chunks(panels: int, most: int) -> tuple[int, int]:

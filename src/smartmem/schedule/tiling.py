@@ -68,3 +68,7 @@ class Tiling:
         if self.tall == self.count:
             return f"{tile} * {self.rows}" if self.rows > 1 else tile
         return f"({tile} * {self.rows - 1} + ({tile} < {self.tall} ? {tile} : {self.tall}))"
+
+    def rows_of(self, tile: str) -> str:
+        """Rows of a tile, as C."""
+        return str(self.rows) if self.tall == self.count else f"{tile} < {self.tall} ? {self.rows} : {self.rows - 1}"
