@@ -74,14 +74,11 @@ def along(value: Lin, lane: int, extent: int, width: int) -> Along:
                 stride += factor
             elif digit.lo % width:
                 return Along(None)
-        elif not isinstance(digit.axis, int) and _depends(digit.axis, lane):
-            return Along(None)
+        elif not isinstance(digit.axis, int):
+            values = (digit.axis.lin,) if isinstance(digit.axis, Mark) else digit.axis.index
+            if any(along(inner, lane, extent, width).stride != 0 for inner in values):
+                return Along(None)
     return Along(stride)
-
-
-def _depends(axis: Mark | Lookup, lane: int) -> bool:
-    values = (axis.lin,) if isinstance(axis, Mark) else axis.index
-    return any(lane in axes_of(value) for value in values)
 
 
 def has_division(value: Lin, extents: Sequence[int]) -> bool:

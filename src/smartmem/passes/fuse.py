@@ -170,7 +170,7 @@ class _Fuser:
     def _absorb(self, stage: Stage, consumer: Kernel) -> Kernel | None:
         """The consumer with `stage` computed in its loads, unless that repeats it often."""
         readers = [s for s in consumer.stages if stage.name in tensors_read(s.body)]
-        if any(_repeats(stage, s) > 1 for s in readers):
+        if any(_repeats(stage, s) > 1 for s in readers) or self._tiles_compute(stage, consumer):
             return None
         stages = [inline(s, stage) if s in readers else s for s in consumer.stages]
         merged = Kernel(stages, consumer.tensor, consumer.shape, consumer.store, consumer.rows)
@@ -260,6 +260,8 @@ class _Fuser:
             return None
         if _is_pointwise(producer):
             stage = producer.output
+            if self._tiles_compute(stage, consumer):
+                return None
             users = [s for s in consumer.stages if stage.name in tensors_read(s.body)]
             repeats = max(_repeats(stage, user) for user in users)
             if len(users) == 1 and (repeats <= 1 or (repeats <= 16 and cost(stage.body) <= CHEAP)):
@@ -268,6 +270,10 @@ class _Fuser:
                 if self._schedulable(merged):
                     return merged
         return self._join_rows(producer, consumer)
+
+    def _tiles_compute(self, stage: Stage, consumer: Kernel) -> bool:
+        """Whether several tiles of a product would compute `stage` anew, and it is not cheap."""
+        return cost(stage.body) > CHEAP and self.backend.tiles(consumer, set(self.module.constants)) > 1
 
     def _join_rows(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
         """The producer's stages as local stages of the consumer, at the consumer's rows."""
@@ -306,6 +312,8 @@ class _Fuser:
             return "a rearrangement and a many-to-many operator: level `eliminate` joins them"
         if _is_heavy(producer) or _is_heavy(consumer):
             return "one of them computes so much per element that it has a kernel of its own"
+        if _is_pointwise(producer) and self._tiles_compute(producer.output, consumer):
+            return "each tile of columns would compute it again, which costs more than a launch"
         joined = join_rows(producer, consumer)
         reason = joined if isinstance(joined, str) else self.backend.schedulable(joined, set(self.module.constants))
         if legality(mapping_of(producer.stages), mapping_of(consumer.stages)) is Legality.ROWS:

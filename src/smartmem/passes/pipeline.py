@@ -52,7 +52,8 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     if rank >= LEVELS.index("eliminate"):
         passes.append(("eliminate", eliminate))
     if rank >= LEVELS.index("layout"):
-        passes.append(("split_reductions", split_reductions))
+        units = backend.units if rank >= LEVELS.index("full") and backend is not None else 0
+        passes.append(("split_reductions", lambda m: split_reductions(m, units)))
     if rank >= LEVELS.index("full") and backend is None:
         passes.append(("winograd", winograd))
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:

@@ -13,15 +13,14 @@ In: stages, before fusion. Out: the same module with some contractions replaced 
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.expr import load
-from smartmem.kernel.stage import Stage, reindex, tensors_read
+from smartmem.kernel.stage import Stage, reindex
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.backend import Predict
-from smartmem.schedule.roles import align_contraction, expr_axes, factors
+from smartmem.schedule.roles import weighted_extents
 
 SLICES = (2, 3, 4, 6, 8, 12, 16)
 SECOND = 6000  # what the second step costs, in the units of the prediction (cycles)
@@ -45,18 +44,10 @@ def split_products(module: Module, predict: Predict) -> None:
 
 
 def _split(stage: Stage, constants: set[str], predict: Predict) -> tuple[Stage, Stage] | None:
-    aligned = align_contraction(stage, constants)
-    if aligned is None:
+    extents = weighted_extents(stage, constants)
+    if extents is None:
         return None
-    operands = factors(aligned.stage)
-    assert operands is not None
-    if set(tensors_read(operands[1])) - constants:
-        return None
-    shape, rows = aligned.stage.shape, aligned.rows
-    in_b = expr_axes(operands[1])
-    batch = math.prod(shape[a] for a in range(rows) if a in in_b)
-    m = math.prod(shape[:rows]) // batch
-    n, k = math.prod(shape[rows:]), math.prod(stage.reduce)
+    batch, m, n, k = extents
     whole = predict(batch, m, n, k)
     best: tuple[float, int, int] | None = None
     for slices in SLICES:

@@ -6,6 +6,10 @@
 A group normalization reduces a few neighbouring channels together with all pixels. With channels contiguous (which its
 neighbours, convolutions, ask for) the few channels of one group fill no vector, but those of all groups do. The other
 way round, with pixels contiguous, the first step is an ordinary row reduction.
+
+A device with many compute units also cuts the pixels into slices, so that there are parts enough for all of them:
+
+        ->  part[s, n, g, c] = sum over the h, w of slice s,   s[n, g] = sum over s, c of part[s, n, g, c]
 """
 
 from __future__ import annotations
@@ -23,30 +27,70 @@ from smartmem.schedule.roles import factors
 COMBINES = ("sum", "max", "min", "prod")
 CHEAP = 3
 LONG = 4096  # elements of a reduction from which on the extra step costs nothing
+GROUP = 512  # partial results (on a device a group of work-items computes four) that keep a compute unit busy
+SLICE = 1024  # elements that a slice has at least
 
 
-def split_reductions(module: Module) -> None:
-    """Splits every long reduction over an axis that shares a coordinate with a space axis."""
+def split_reductions(module: Module, units: int = 0) -> None:
+    """Splits every long reduction over an axis that shares a coordinate with a space axis.
+
+    Args:
+        units: compute units of a device that is to have work for all of them; 0: one slice is enough.
+    """
     steps: list[Stage | HostOp] = []
     cheap: dict[str, Stage] = {}
-    reduced: dict[str, int] = {}
+    epilogues = Epilogues()
     for step in module.steps:
-        if isinstance(step, Stage) and step.reduce:
-            reduced[step.name] = step.size
-        elif isinstance(step, Stage) and cost(step.body) <= CHEAP:
-            epilogue = any(reduced.get(x.tensor) == step.size for x in step.loads())  # it follows a convolution
-            if not epilogue:
-                cheap[step.name] = step
+        if isinstance(step, Stage) and not epilogues.follows(step) and not step.reduce and cost(step.body) <= CHEAP:
+            cheap[step.name] = step
         refined = _refined(_computed(step, cheap)) if isinstance(step, Stage) and _is_long(step) else None
         axis = _shared_axis(refined) if refined is not None else None
         if refined is None or axis is None:
             steps.append(step)
             continue
         part, rest = _split(refined, axis)
+        if (slices := _slices(part, units)) > 1:
+            part, rest = _cut(part, rest, slices)
         module.types[part.name] = (part.shape, part.dtype)
         module.definitions |= {part.name: part, rest.name: rest}
         steps += [part, rest]
     module.steps = steps
+
+
+class Epilogues:
+    """Which pointwise stages follow a reduction (a convolution) element by element, so that its kernel stores them.
+
+    What also reads statistics of that reduction (``x - mean(x)``) does not: they are known when all of it is done.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+        self._after: dict[str, int] = {}  # a bit for each reduction that a tensor depends on
+        self._chains: dict[str, int] = {}  # the bit of the reduction that a tensor follows
+        self._count = 0
+
+    def follows(self, stage: Stage) -> bool:
+        """Whether a stage does; to be asked of all stages, in order."""
+        self._sizes[stage.name] = stage.size
+        read = tensors_read(stage.body)
+        after = 0
+        for name in read:
+            after |= self._after.get(name, 0)
+        chain = 0
+        if stage.reduce:
+            chain = 1 << self._count
+            self._count += 1
+        else:
+            same = [n for n in read if n in self._chains and self._sizes[n] == stage.size]
+            smaller = 0
+            for name in read:
+                if self._sizes.get(name) != stage.size:
+                    smaller |= self._after.get(name, 0)
+            chain = next((self._chains[n] for n in reversed(same) if not self._chains[n] & smaller), 0)
+        self._after[stage.name] = after | chain
+        if chain:
+            self._chains[stage.name] = chain
+        return bool(chain) and not stage.reduce
 
 
 def _computed(stage: Stage, cheap: dict[str, Stage]) -> Stage:
@@ -92,6 +136,26 @@ def _shared_axis(stage: Stage) -> int | None:
                 found |= inner
     candidates = [a for a in found if stage.domain[a] > 1]
     return candidates[0] if len(candidates) == 1 else None
+
+
+def _slices(part: Stage, units: int) -> int:
+    """How many slices the reduce axes of `part` are cut into, a divisor of the first."""
+    wanted = min(units * GROUP // part.size, math.prod(part.reduce) // SLICE)
+    return max((n for n in range(1, wanted + 1) if part.reduce[0] % n == 0), default=1)
+
+
+def _cut(part: Stage, rest: Stage, slices: int) -> tuple[Stage, Stage]:
+    """`part` with a slice axis in front, and `rest`, which reduces along it, too."""
+    space, short = len(part.shape), part.reduce[0] // slices
+    domain = (slices, *part.shape, short, *part.reduce[1:])
+    axes = [axis_digit(1 + a, n) for a, n in enumerate((*part.shape, short, *part.reduce[1:]))]
+    axes[space] += axis_digit(0, slices) * short
+    body = reindex(part.body, tuple(axes), part.domain)
+    cut = replace(part, shape=domain[: 1 + space], reduce=domain[1 + space :], body=body)
+    # of `rest` the space axes, the slice, and what it reduces along already
+    place = [len(rest.shape), *range(len(rest.shape)), len(rest.shape) + 1]
+    index = tuple(axis_digit(a, n) for a, n in zip(place, cut.shape, strict=True))
+    return cut, replace(rest, body=load(part.name, index, part.dtype), reduce=(slices, *rest.reduce))
 
 
 def _split(stage: Stage, axis: int) -> tuple[Stage, Stage]:

@@ -9,6 +9,8 @@ from smartmem.kernel.stage import Kernel
 
 # Why no schedule of the target takes a kernel ("" if one does), given the names of the constants.
 Schedulable = Callable[[Kernel, set[str]], str]
+# By how many tiles of columns a kernel's product reads its operand A, given the names of the constants.
+Tiles = Callable[[Kernel, set[str]], int]
 # Predicted time of a matrix product with the given extents (batch, m, n, k), in any unit.
 Predict = Callable[[int, int, int, int], float]
 
@@ -23,9 +25,13 @@ class Backend:
             apart by its reader.
         doubles: whether it has 64-bit floats.
         predict: set if products with few tiles are worth taking in two steps.
+        units: compute units that a long reduction should keep busy; 0: no matter.
+        tiles: where more than one reads operand A, what is not cheap is computed in a kernel of its own.
     """
 
     schedulable: Schedulable
     operators_first: bool = False
     doubles: bool = True
     predict: Predict | None = None
+    units: int = 0
+    tiles: Tiles = lambda kernel, constants: 1

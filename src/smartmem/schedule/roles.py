@@ -76,6 +76,20 @@ def align_contraction(stage: Stage, constants: set[str]) -> Aligned | None:
     return permuted(refined, (*batch, *rows, *columns), len(batch) + len(rows))
 
 
+def weighted_extents(stage: Stage, constants: set[str]) -> tuple[int, int, int, int] | None:
+    """Extents (batch, m, n, k) of a contraction with constant weights; None for everything else."""
+    aligned = align_contraction(stage, constants)
+    if aligned is None:
+        return None
+    operands = factors(aligned.stage)
+    assert operands is not None
+    if not _is_constant(operands[1], constants):
+        return None
+    shape, in_b = aligned.stage.shape, expr_axes(operands[1])
+    batch = math.prod(shape[a] for a in range(aligned.rows) if a in in_b)
+    return batch, math.prod(shape[: aligned.rows]) // batch, math.prod(shape[aligned.rows :]), math.prod(stage.reduce)
+
+
 def _is_constant(expr: Expr, constants: set[str]) -> bool:
     return all(name in constants for name in tensors_read(expr))
 

@@ -143,7 +143,20 @@ def convolutions(g: Builder) -> list[str]:
         g.op("Conv", [x, g.weight(24, 16, 3, 3), g.weight(24)], pads=[1, 1, 1, 1]),
         g.op("Conv", [x, g.weight(12, 16, 1, 1)], strides=[2, 2]),
         g.op("Conv", [x, g.weight(32, 8, 3, 3)], group=2),
+        upsampled(g, x),
     ]
+
+
+def upsampled(g: Builder, x: str) -> str:
+    """A convolution of x, enlarged twofold by repetition: its taps are divisions, yet channels lie together."""
+    larger = g.op("Resize", [x, "", g.constant([1, 1, 2, 2], np.float32)], mode="nearest")
+    return str(g.op("Conv", [larger, g.weight(24, 16, 3, 3)], pads=[1, 1, 1, 1]))
+
+
+def many_rows(g: Builder) -> list[str]:
+    """Few columns: the last layer of a network that makes an image."""
+    x = stored(g, 1, 16, 64, 64)
+    return [g.op("Conv", [x, g.weight(3, 16, 3, 3), g.weight(3)], pads=[1, 1, 1, 1])]
 
 
 def attention(g: Builder) -> list[str]:
@@ -158,7 +171,7 @@ def attention(g: Builder) -> list[str]:
     return results
 
 
-@pytest.mark.parametrize("case", [products, turned_and_batched, convolutions, attention])
+@pytest.mark.parametrize("case", [products, turned_and_batched, convolutions, many_rows, attention])
 @pytest.mark.parametrize(
     ("memory", "precision", "limit"), [("buffer", "fp16", 3e-3), ("texture", "fp16", 3e-3), ("buffer", "fp32", 2e-6)]
 )
@@ -176,3 +189,31 @@ def test_products(device: Device, tmp_path, case, memory: str, precision: str, l
     for got, want in zip(made.run(feeds), expected, strict=True):
         assert np.max(np.abs(got - want)) < limit * np.max(np.abs(want))
     made.close()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_upsampled_rows_are_copied(device: Device, precision: str) -> None:
+    """Loads through registers, one channel at a time, took ten times as long as copies."""
+    g = Builder(11)
+    model = g.model([upsampled(g, stored(g, 1, 16, 9, 10))])
+    units = replace(device, matrix_units=True)
+    options = DeviceOptions("buffer", precision)  # type: ignore[arg-type]
+    program = build_device_program(model, level="full", device=units, options=options)
+    (text,) = [t for t in program.sources.values() if "sm_multiply" in t.replace(matrix.PTX, "")]
+    assert "sm_copy_16(A" in text and "next_A" not in text
+    assert program.report["totals"]["copies"] == 0
+
+
+def test_what_tiles_of_columns_would_compute_again_has_a_kernel(device: Device) -> None:
+    """GEGLU: the gate is a kernel of its own where launches are cheap and operands are copied, else a prologue."""
+    g = Builder(11)
+    both = g.op("MatMul", [stored(g, 64, 128), g.weight(128, 512)])
+    x, gate = g.op("Split", [both], outputs=2, axis=1, num_outputs=2)
+    product = g.op("Mul", [x, g.op("Gelu", [gate])])
+    model = g.model([g.op("MatMul", [product, g.weight(256, 512)])])
+    kernels = []
+    for bus in ("", "0000:3b:00.0"):
+        units = replace(device, matrix_units=True, kind="gpu", bus=bus, compute_units=132)
+        program = build_device_program(model, level="full", device=units, options=DeviceOptions("buffer", "fp16"))
+        kernels.append([k["family"] for k in program.report["kernels"]])
+    assert "pointwise" not in kernels[0] and "pointwise" in kernels[1]

@@ -25,7 +25,7 @@ from smartmem.schedule.gpu import attention, contraction, loops, matrix_tile, ne
 from smartmem.schedule.gpu.code import DeviceCode, DeviceTarget, Storages
 from smartmem.schedule.operand_b import b_tensors
 from smartmem.schedule.pipeline import batch_axes, batch_first
-from smartmem.schedule.roles import is_contraction
+from smartmem.schedule.roles import is_contraction, weighted_extents
 
 Array = np.ndarray[Any, Any]
 
@@ -72,6 +72,22 @@ def schedulable(kernel: Kernel, constants: set[str], target: DeviceTarget) -> st
     return ""
 
 
+def tiles_across(kernel: Kernel, constants: set[str], target: DeviceTarget) -> int:
+    """How many tiles read the same rows of a product's operand A from memory; 1 if it may be computed on the way.
+
+    On matrix units what lies in memory is copied ahead. What is computed is not, and each tile of columns computes it
+    again: where a launch costs little, a kernel of its own for it costs less.
+    """
+    if kernel.rows is None or not (target.tuned and target.device.graphs):
+        return 1
+    contracted = [s for s in kernel.stages if is_contraction(s, kernel.rows)]
+    extents = weighted_extents(contracted[0], constants) if len(contracted) == 1 else None
+    if extents is None or not matrix_tile.accepts(*extents[1:], target.device):
+        return 1
+    form = matrix_tile.form_of(target.half, ())
+    return -(-extents[2] // matrix_tile.choose_tile(*extents, form, target.device).columns)
+
+
 def backend_of(target: DeviceTarget) -> Backend:
     """The device as the passes see it."""
     device = target.device
@@ -87,6 +103,8 @@ def backend_of(target: DeviceTarget) -> Backend:
         True,
         device.fp64,
         predict if device.kind == "gpu" else None,
+        device.compute_units if device.kind == "gpu" else 0,
+        lambda kernel, constants: tiles_across(kernel, constants, target),
     )
 
 

@@ -89,8 +89,7 @@ inline void sm_split_finite(uint *x, uint *lower) {
 inline void sm_split(uint *x, uint *lower) {
     const float value = as_float(*x);
     *x = (*x + 0x1000u) & 0xffffe000u;
-    const float upper = as_float(*x);
-    *lower = upper == value ? 0u : as_uint(value - upper); /* infinities have no rest */
+    *lower = as_uint(fmin(value - as_float(*x), 0x1p117f)); /* the rest of an infinity is no NaN */
 }
 """
 ELEMENT = {"half": "ushort", "float": "float"}  # how values of a `Form.kind` are declared in local memory

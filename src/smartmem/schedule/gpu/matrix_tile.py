@@ -78,6 +78,11 @@ class MatrixTile:
         return self.columns // self.across // 8
 
     @property
+    def reads(self) -> float:
+        """Values that a warp reads from local memory per multiply-add."""
+        return 1 / (16 * self.row_blocks) + 1 / (8 * self.column_blocks)
+
+    @property
     def local_bytes(self) -> int:
         """Of the ring, whichever way the operands lie, and of a part of the results, which takes its place."""
         along_k, across = ([self.stride(n, way) for n in (self.rows, self.columns)] for way in (True, False))
@@ -109,8 +114,16 @@ TILES = (
     MatrixTile(128, 128, 64, 2, 4), MatrixTile(128, 64, 64, 4, 2, 4), MatrixTile(64, 128, 64, 2, 4, 4),
     MatrixTile(64, 64, 64, 2, 2, 5), MatrixTile(32, 64, 64, 2, 2, 4), MatrixTile(32, 64, 128, 2, 2, 4),
     MatrixTile(32, 32, 64, 2, 2, 6), MatrixTile(32, 128, 64, 1, 4, 4), MatrixTile(16, 64, 128, 1, 4, 4),
+    MatrixTile(128, 128, 64, 2, 2),
 )  # fmt: skip
-FLOAT_TILES = tuple(replace(t, depth=t.depth // 2, form=FLOAT) for t in TILES if t.depth > 16)
+MOST_BLOCKS = 16  # accumulators that a warp has registers for: of floats it has three sets
+FLOAT_TILES = tuple(
+    replace(t, depth=t.depth // 2, form=FLOAT)
+    for t in TILES
+    if t.depth > 16 and t.row_blocks * t.column_blocks <= MOST_BLOCKS
+)
+READS = 3 / 64  # fragments of the largest warp that `predicted` was fitted to, 64x32
+MANY_ROWS = 4096  # from which on even a few columns of a tile pay: what counts is how the rows are loaded
 UNIT_LOCAL = 225_000  # bytes of local memory that the groups on one compute unit share
 
 
@@ -125,7 +138,7 @@ def form_of(half: bool, stored: Iterable[np.dtype[Any]]) -> Form:
 
 def accepts(m: int, n: int, k: int, device: Device) -> bool:
     """Whether matrix units pay: enough of everything, and the device has them."""
-    return device.matrix_units and m >= 8 and n >= 8 and k >= 16
+    return device.matrix_units and m >= 8 and k >= 16 and (n >= 8 or (n > 1 and m >= MANY_ROWS))
 
 
 def choose_tile(batch: int, m: int, n: int, k: int, form: Form, device: Device) -> MatrixTile:
@@ -150,7 +163,7 @@ def predicted(tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Devi
     resident = max(1, min(2048 // tile.items, UNIT_LOCAL // tile.local_bytes, 16))
     waves = -(-groups // (device.compute_units * resident))
     in_wave = -(-min(groups, device.compute_units * resident) // device.compute_units)
-    work = 0.577 * tile.form.cost * tile.rows * tile.columns * tile.depth / 1024
+    work = 0.577 * tile.form.cost * tile.rows * tile.columns * tile.depth / 1024 * min(1.0, tile.reads / READS)
     traffic = tile.form.bytes * tile.depth * (tile.rows + tile.columns) / 30
     step = max(35 + 1322 / (tile.stages - 1), in_wave * (work + traffic))
     finish = in_wave * tile.rows * tile.columns / tile.items

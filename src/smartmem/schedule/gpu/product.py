@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.index.lin import Lin, axis_digit, renumber
+from smartmem.index.lin import Lin, Mark, axis_digit, renumber
 from smartmem.index.refine import refine
 from smartmem.kernel.evaluate import evaluate_expr
 from smartmem.kernel.expr import Alu, Choose, Expr, loads, walk
@@ -91,9 +91,9 @@ def _reduce_only(value: Lin) -> Lin:
 
 def _strides(
     a: Expr, axes: tuple[Lin, ...], extents: tuple[int, ...], storages: Storages, local: set[str]
-) -> dict[int, int]:
+) -> dict[int, float]:
     """How far operand A moves in memory along each reduce axis (its largest load decides)."""
-    best: dict[int, int] = {}
+    best: dict[int, float] = {}
     for access in loads(reindex(a, axes, extents)):
         if access.tensor in local:
             address = Lin()
@@ -101,10 +101,21 @@ def _strides(
                 address = address * 4096 + value
         else:
             address = storages[access.tensor].at(access.index)
-        found = {d.axis: s for s, d in address.terms if isinstance(d.axis, int) and d.axis >= K}
+        found = _steps(address, {})
         if len(found) > len(best):
             best = found
     return best
+
+
+def _steps(address: Lin, found: dict[int, float], scale: float = 1.0) -> dict[int, float]:
+    """What an address moves by along each reduce axis, inside of divisions too (upsampling: ``(h + kh) // 2``)."""
+    for stride, digit in address.terms:
+        step = scale * stride / digit.lo
+        if isinstance(digit.axis, Mark):
+            _steps(digit.axis.lin, found, step)
+        elif isinstance(digit.axis, int) and digit.axis >= K:
+            found.setdefault(digit.axis, step)
+    return found
 
 
 def to_half(values: Array) -> Array:
