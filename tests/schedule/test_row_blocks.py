@@ -76,10 +76,21 @@ def test_large_weights_are_read_once(before: str) -> None:
     assert task.column_chunks >= FEWEST
 
 
+@pytest.mark.parametrize("rows", [112, 196, 197, 249])
+@pytest.mark.parametrize("before", ["", "norm"])
+def test_rows_in_two_halves(rows: int, before: str) -> None:
+    """Neighbouring kernels give a thread the same rows, whatever their columns; each half is one block."""
+    for depth, columns in ((256, 1024), (1024, 256), (384, 384)):
+        ((pipeline, task),) = kernels(product(rows, depth, columns, before))
+        assert pipeline.tiling.count == 2 * pipeline.tiling.group
+        assert task.row_chunks == 2
+        assert task.column_chunks >= FEWEST // 2
+
+
 def test_small_weights_are_read_once_per_block_of_rows() -> None:
-    ((pipeline, task),) = kernels(product(197, 256, 1024, "norm"))
+    ((pipeline, task),) = kernels(product(784, 256, 1024, "norm"))
     assert 50 <= pipeline.tiling.block <= 70
-    assert task.row_chunks == 4
+    assert task.row_chunks >= 784 // 70
 
 
 def test_taps_of_a_convolution_count_once() -> None:
@@ -114,7 +125,7 @@ def shares(pipeline: Pipeline, task: Task, threads: int) -> list[int]:
     tiles, width = pipeline.tiling.count, pipeline.flats[pipeline.stages[-1].name].columns
     work = []
     for number in range(task.count):
-        column, rest = divmod(number, task.count // task.column_chunks)
+        rest, column = divmod(number, task.column_chunks)
         chunk = rest % task.row_chunks
         height = (chunk + 1) * tiles // task.row_chunks - chunk * tiles // task.row_chunks
         assert 0 < height <= task.chunk
@@ -144,6 +155,28 @@ def test_results(level: str, rows: int, depth: int, columns: int, before: str, a
     (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
     with smartmem.compile(proto, level=level, threads=2) as compiled:
         np.testing.assert_allclose(compiled(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [130, 249])
+def test_local_rows_are_those_of_the_kernel(rows: int, threads: int) -> None:
+    """Tasks of columns share normalized rows in scratch; the next kernel of the same shape computes its own."""
+    nodes, weights, name = [], [], "x"
+    for k in range(4):
+        weights += [constant(f"scale{k}", 256), constant(f"shift{k}", 256), constant(f"w{k}", 256, 256)]
+        last = "y" if k == 3 else f"a{k}"
+        nodes.append(helper.make_node("LayerNormalization", [name, f"scale{k}", f"shift{k}"], [f"n{k}"]))
+        nodes.append(helper.make_node("MatMul", [f"n{k}", f"w{k}"], [f"m{k}"]))
+        nodes.append(helper.make_node("Add", [f"m{k}", name], [last]))
+        name = last
+    proto = model(nodes, {"x": (rows, 256)}, weights)
+    found = kernels(proto)
+    assert len(found) == 4 and all(len(p.regions) == 2 and t.column_chunks > 1 for p, t in found)
+    x = np.random.default_rng(1).standard_normal((rows, 256)).astype(np.float32)
+    (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    with smartmem.compile(proto, threads=threads) as compiled:
+        for _ in range(3):
+            np.testing.assert_allclose(compiled(x), wanted, rtol=1e-4, atol=1e-5)
 
 
 def routed(regions: int, keys: int, width: int) -> onnx.ModelProto:
