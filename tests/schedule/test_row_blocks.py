@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import smartmem
+from smartmem.compiler import build_program
 from smartmem.frontend.load import load_graph
 from smartmem.kernel.stage import Kernel
 from smartmem.passes.pipeline import run_passes
@@ -204,3 +205,12 @@ def test_keys_that_an_index_names(level: str, regions: int, keys: int, width: in
     (wanted,) = ReferenceEvaluator(proto).run(None, feeds)
     with smartmem.compile(proto, level=level, threads=2) as compiled:
         np.testing.assert_allclose(compiled(**feeds), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_an_index_names_are_found_once() -> None:
+    """V is packed row by row, K in squares of columns: the index is looked up where a row or a column starts."""
+    nodes = [helper.make_node("Gather", ["w", "i"], ["b"], axis=0), helper.make_node("MatMul", ["x", "b"], ["y"])]
+    (text,) = build_program(model(nodes, {"x": (4, 20), "i": (20,), "w": (9, 64)}, [])).sources.values()
+    inside = [line for line in text.splitlines() if "sm_load(from" in line]
+    assert inside
+    assert not any("sm_index" in line and "sm_load(" in line for line in text.splitlines())

@@ -8,7 +8,7 @@ along the reduction instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -247,23 +247,51 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
         for name, extent in zip(loops, walk.segments, strict=False):
             opened.enter_context(w.loop(name, extent))
         opened.enter_context(w.loop(loops[-1], held.steps_end or walk.run, held.step))
-        mark = w.mark()  # a row of B whose address takes divisions is found once
-        if apart:
-            opened.enter_context(w.loop(*along_n))
         context = e.context(moved, Lane(N, columns, lanes))
-        if apart:
-            context = replace(context, hoist=mark, inner=frozenset({N}))
+        if apart:  # a row of B whose address divides or looks up is found once
+            context = replace(context, hoist=w.mark(), inner=frozenset({N}))
+            context = _starts_found(e, b, context, N)
+            opened.enter_context(w.loop(*along_n))
         step = _step(c_lin(flat_k, context.axes), held)
         _pack_chunk(e, b, context, f"s + {_panel('n', held, offset, width)} + {step} * {width}", columns, lanes)
 
 
 def _divides(p: Pipeline, b: Expr, inner: set[int], outer: set[int], extents: tuple[int, ...]) -> bool:
-    """Whether addresses of B divide in a part that depends on the `outer` axes only (rows that an index gives)."""
+    """Whether addresses of B divide or look up in a part that depends on the `outer` axes only."""
     for access in loads(b):
         apart, _ = split_by(p.storages[access.tensor].at(access.index), inner)
-        if has_division(split_by(apart, outer)[1], extents):
+        if _takes_time(split_by(apart, outer)[1], extents):
             return True
     return False
+
+
+def _takes_time(address: Lin, extents: Sequence[int]) -> bool:
+    """Whether an address divides, or looks an index up."""
+    return has_division(address, extents) or any(not isinstance(digit.axis, int) for _, digit in address.terms)
+
+
+def _starts_found(e: RowEmitter, b: Expr, context: Context, inner: int, column: str = "") -> Context:
+    """Finds where B starts along the `inner` axis, if that takes time: of a row, or of each column j of a square."""
+    w, local = e.writer, dict(context.local)
+    tensors = [access.tensor for access in loads(b)]
+    if any(isinstance(node, Choose) for node in walk_expr(b)):  # an index may lie outside where a guard fails
+        return context
+    for number, access in enumerate(loads(b)):
+        start, within = split_by(e.pipeline.storages[access.tensor].at(access.index), {inner})
+        if tensors.count(access.tensor) > 1 or not _takes_time(start, context.axes.extents):
+            continue
+        name = f"from{number}"
+        text = f"{e.pointers[access.tensor]} + {c_lin(start, context.axes)}"
+        if column:
+            w.line(f"const float *{name}[SM_W];")
+            with w.loop("j", "SM_W"):
+                w.line(f"const long n = {column};")
+                w.line(f"{name}[j] = {text};")
+            name += "[j]"
+        else:
+            w.line(f"const float *const {name} = {text};")
+        local[access.tensor] = _reader(name, within, access.dtype)
+    return replace(context, local=local)
 
 
 def _panels_end(held: Held, columns: int, width: int) -> int | str:
@@ -312,7 +340,7 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held,
         base = f"s + {_panel('n0', held, offset, width)}"
         w.line(f"float *const panel = {base} + ({c_lin(segment, context.axes)}) * {walk.run * width};")
         if walk.run > lanes:
-            context = _columns_found(e, b, context, columns)
+            context = _starts_found(e, b, context, run, f"n0 + j < {columns} ? n0 + j : {columns - 1}")
         along_run = f"k{len(walk.segments)}"
 
         def square(ctx: Context, count: str) -> None:
@@ -331,26 +359,6 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held,
             with w.block(f"if ({last} > {whole})" if last else ""):
                 w.line(f"const long {along_run} = {whole}, count = {walk.run - whole};")
                 square(replace(context, lane=replace(context.lane, count="count")), "count")
-
-
-def _columns_found(e: RowEmitter, b: Expr, context: Context, columns: int) -> Context:
-    """Finds where the columns of a square start, once for all squares along the run, if that divides or looks up."""
-    w, lane, local = e.writer, context.lane, dict(context.local)
-    assert lane is not None
-    accesses = loads(b)
-    tensors = [access.tensor for access in accesses]
-    for number, access in enumerate(accesses):
-        start, within = split_by(e.pipeline.storages[access.tensor].at(access.index), {lane.axis})
-        looks_up = any(not isinstance(digit.axis, int) for _, digit in start.terms)
-        if tensors.count(access.tensor) > 1 or not (looks_up or has_division(start, context.axes.extents)):
-            continue
-        name = f"from{number}"
-        w.line(f"const float *{name}[SM_W];")
-        with w.loop("j", "SM_W"):
-            w.line(f"const long n = n0 + j < {columns} ? n0 + j : {columns - 1};")
-            w.line(f"{name}[j] = {e.pointers[access.tensor]} + {c_lin(start, context.axes)};")
-        local[access.tensor] = _reader(f"{name}[j]", within, access.dtype)
-    return replace(context, local=local)
 
 
 def _reader(pointer: str, within: Lin, dtype: DType) -> LocalReader:
