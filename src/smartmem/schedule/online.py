@@ -58,12 +58,18 @@ class Softmax:
 
 
 def divide_last(stages: Sequence[Stage], rows: int) -> list[Stage]:
-    """The same stages, with the quotient of a softmax taken after the contraction that sums it."""
+    """The same stages, with the quotient of a softmax taken after the contraction that sums it.
+
+    Where it is a result of its own, it is a product with the reciprocal, which is one number per row (sums of
+    exponentials are 0 or no less than 2^-126, the least result of `sm_expv`, so that it is finite where they are).
+    """
     result: list[Stage] = []
     local = {stage.name: stage for stage in stages}
     for stage in stages:
         pair = factors(stage) if is_contraction(stage, rows) else None
-        quotient = _quotient(pair[0]) if pair is not None else None
+        quotient = _quotient(stage.body if pair is None else pair[0])
+        if pair is None and quotient is not None and not quotient.zero_for_nan and _of_softmax(quotient, local, rows):
+            stage = replace(stage, body=alu("mul", quotient.dividend, alu("recip", quotient.divisor)))
         if pair is None or quotient is None or not _of_softmax(quotient, local, rows):
             result.append(stage)
             continue

@@ -15,6 +15,7 @@ from smartmem.codegen.c_expr import (
     c_guards,
     lane_free,
     lookup_renderer,
+    vector_lookup,
 )
 from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.codegen.writer import Writer
@@ -152,7 +153,8 @@ class RowEmitter:
         axes = Axes(names, flat.extents)
         axes = replace(axes, lookup=lookup_renderer(self.pipeline.storages, self.pointers))
         local = {s.name: self._reader(s) for s in self.pipeline.stages[:-1]}
-        return Context(axes, self.pipeline.storages, self.pointers, local, lane)
+        lookup = vector_lookup(self.pipeline.storages, self.pointers)
+        return Context(axes, self.pipeline.storages, self.pointers, local, lane, lookup)
 
     def _reader(self, stage: Stage) -> LocalReader:
         place = self.pipeline.places[stage.name]

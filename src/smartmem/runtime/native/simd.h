@@ -175,9 +175,20 @@ SM_INLINE void sm_store_strided_n(float *p, long stride, f32v v, long n) {
 
 /* Lane i is p[at[i]]. */
 SM_INLINE f32v sm_gather(const float *p, i32v at) {
+#if defined(__AVX512F__)
+    return (f32v)_mm512_i32gather_ps((__m512i)at, p, 4);
+#else
 #define SM_LANE(i) p[at[i]]
     return (f32v){SM_LANES(SM_LANE)};
 #undef SM_LANE
+#endif
+}
+
+/* Entries of an index tensor: negative ones count from the end, and none leaves [0, extent). */
+SM_INLINE i32v sm_indices(i32v at, int extent) {
+    at += (i32v)(at < sm_splat_i(0)) & sm_splat_i(extent);
+    at = sm_select_i((i32v)(at < sm_splat_i(0)), sm_splat_i(0), at);
+    return sm_select_i((i32v)(at < sm_splat_i(extent)), at, sm_splat_i(extent - 1));
 }
 
 /* Bytes: a bool is a byte that is zero or not, in memory, and a mask in a vector. */
@@ -209,9 +220,15 @@ SM_INLINE void sm_store_bool_n(unsigned char *p, i32v mask, long n) {
 
 /* 64-bit integers keep their low 32 bits. */
 SM_INLINE i32v sm_load_i64(const int64_t *p) {
+#if defined(__AVX512F__)
+    const __m256i low = _mm512_cvtepi64_epi32(_mm512_loadu_si512(p));
+    const __m256i high = _mm512_cvtepi64_epi32(_mm512_loadu_si512(p + 8));
+    return (i32v)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+#else
 #define SM_LANE(i) (int)p[i]
     return (i32v){SM_LANES(SM_LANE)};
 #undef SM_LANE
+#endif
 }
 
 SM_INLINE i32v sm_load_i64_n(const int64_t *p, long n, int fill) {
