@@ -214,3 +214,24 @@ def test_rows_that_an_index_names_are_found_once() -> None:
     inside = [line for line in text.splitlines() if "sm_load(from" in line]
     assert inside
     assert not any("sm_index" in line and "sm_load(" in line for line in text.splitlines())
+
+
+def test_entries_that_share_routes_share_starts() -> None:
+    """Heads look the routes of their region up once, though each has its own columns; so does the next call."""
+    heads, regions, width = 4, 6, 32
+    k = helper.make_node("Gather", ["k", "i"], ["taken"], axis=0)  # (regions, routes, heads, width)
+    nodes = [
+        k,
+        helper.make_node("Transpose", ["taken"], ["keys"], perm=[0, 2, 3, 1]),
+        helper.make_node("MatMul", ["q", "keys"], ["y"]),
+    ]
+    shapes = {"q": (regions, heads, 3, width), "i": (regions, 20), "k": (regions, heads, width)}
+    proto, rng = model(nodes, shapes, []), np.random.default_rng(5)
+    (text,) = build_program(proto).sources.values()
+    assert f"!= b / {heads}" in text
+    with smartmem.compile(proto, threads=2) as compiled:
+        for _ in range(3):
+            feeds = {n: rng.standard_normal(shapes[n]).astype(np.float32) for n in "qk"}
+            feeds["i"] = rng.integers(-regions, regions, shapes["i"])
+            wanted = feeds["q"] @ feeds["k"][feeds["i"]].transpose(0, 2, 3, 1)
+            np.testing.assert_allclose(compiled(**feeds), wanted, rtol=1e-4, atol=1e-5)

@@ -60,8 +60,8 @@ class Softmax:
 def divide_last(stages: Sequence[Stage], rows: int) -> list[Stage]:
     """The same stages, with the quotient of a softmax taken after the contraction that sums it.
 
-    Where it is a result of its own, it is a product with the reciprocal, which is one number per row (sums of
-    exponentials are 0 or no less than 2^-126, the least result of `sm_expv`, so that it is finite where they are).
+    It is a product with the reciprocal, one number per row, also where it is a result of its own. (Sums of exponentials
+    are 0 or no less than 2^-126, the least result of `sm_expv`, so that reciprocals are finite where quotients are.)
     """
     result: list[Stage] = []
     local = {stage.name: stage for stage in stages}
@@ -74,7 +74,7 @@ def divide_last(stages: Sequence[Stage], rows: int) -> list[Stage]:
             result.append(stage)
             continue
         weighted = replace(stage, name=f"{stage.name}.weighted", body=alu("mul", quotient.dividend, pair[1]))
-        value = alu("div", load(weighted.name, stage.space(), stage.dtype), quotient.divisor)
+        value = alu("mul", load(weighted.name, stage.space(), stage.dtype), alu("recip", quotient.divisor))
         if quotient.zero_for_nan:
             zero = const(0.0, stage.dtype)
             value = alu("where", alu("gt", quotient.divisor, zero, dtype=np.dtype(bool)), value, zero)

@@ -58,6 +58,7 @@ class RowEmitter:
         self.task = task
         self.values: dict[str, Value] = {}
         self._packed_at: dict[str, int] = {}
+        self._slots = 1  # in use, of what scratch holds
         self.mark = writer.mark()
 
     def packed_offset(self, stage: Stage) -> int:
@@ -68,6 +69,11 @@ class RowEmitter:
             width = tile_columns(self.pipeline.target, flat.columns)
             self._packed_at[stage.name] = self.pipeline.reserve(-(-held.columns // width) * width * held.depth)
         return self._packed_at[stage.name]
+
+    def keep_slot(self) -> int | None:
+        """A new number of what scratch holds from one task to the next (see `HELD`), None if there is no more room."""
+        self._slots += 1
+        return self._slots - 1 if 2 * self._slots <= HELD else None
 
     # -- structure
 
