@@ -235,3 +235,16 @@ def test_entries_that_share_routes_share_starts() -> None:
             feeds["i"] = rng.integers(-regions, regions, shapes["i"])
             wanted = feeds["q"] @ feeds["k"][feeds["i"]].transpose(0, 2, 3, 1)
             np.testing.assert_allclose(compiled(**feeds), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "by_rows"), [(40, False), (1000, True)])
+def test_rows_of_a_deep_operand_are_packed_whole(depth: int, by_rows: bool) -> None:
+    """A line that holds two vectors of a row should not be read again after it has left L1."""
+    proto = model([helper.make_node("MatMul", ["x", "b"], ["y"])], {"x": (8, depth), "b": (depth, 33)}, [])
+    (text,) = build_program(proto).sources.values()
+    packing = text[text.index("*held !=") :]
+    assert (packing.index("for (long k0") < packing.index("for (long n = 0")) == by_rows
+    rng = np.random.default_rng(0)
+    x, b = (rng.standard_normal(s).astype(np.float32) for s in ((8, depth), (depth, 33)))
+    with smartmem.compile(proto, threads=2) as compiled:
+        np.testing.assert_allclose(compiled(x=x, b=b), x @ b, rtol=1e-4, atol=1e-4)

@@ -240,10 +240,12 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
         flat_k = flat_k * extent + axis_digit(K + position, extent)
     along_n = ("n", _panels_end(held, columns, width), held.column, "SM_W")
     apart = _divides(p, b, {N}, set(range(K, len(extents))), extents)
+    # A vector of each row is read before the next of the first: lines of many rows have left L1 by then.
+    by_rows = apart or (p.target.tuned and 4 * lanes * walk.depth > p.target.l1 // 4)
     context = e.context(moved, Lane(N, columns, lanes))
     tables = keep_starts(e, b, context, N, K, walk.run) if apart and p.softmax is None else {}
     with ExitStack() as opened:
-        if not apart:
+        if not by_rows:
             opened.enter_context(w.loop(*along_n))
         for name, extent in zip(loops, walk.segments, strict=False):
             opened.enter_context(w.loop(name, extent))
@@ -251,6 +253,7 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
         if apart:  # a row of B whose address divides or looks up is found once
             context = replace(context, hoist=w.mark(), inner=frozenset({N}))
             context = find_starts(e, b, context, N, tables)
+        if by_rows:
             opened.enter_context(w.loop(*along_n))
         step = _step(c_lin(flat_k, context.axes), held)
         _pack_chunk(e, b, context, f"s + {_panel('n', held, offset, width)} + {step} * {width}", columns, lanes)
