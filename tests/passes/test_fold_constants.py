@@ -19,8 +19,9 @@ RNG = np.random.default_rng(7)
 
 
 def relative(consumer: str, tokens: int = TOKENS) -> onnx.ModelProto:
-    """Positions of every two tokens, gathered from two tables; operand of a product per query ("product"), in a sum
-    ("sum"), or of an operator that runs on the host ("host")."""
+    """Positions of every two tokens, gathered from two tables; operand of a product per query that sums over their
+    values ("product") or over tokens ("weighted"), in a sum ("sum"), or of an operator that runs on the host ("host").
+    """
     tables = [RNG.standard_normal((ROWS, WIDTH)).astype(np.float32) for _ in range(2)]
     indices = [RNG.integers(0, ROWS, (tokens, tokens)) for _ in range(2)]
     weights = [numpy_helper.from_array(table, f"table{k}") for k, table in enumerate(tables)]
@@ -33,6 +34,9 @@ def relative(consumer: str, tokens: int = TOKENS) -> onnx.ModelProto:
             helper.make_node("Transpose", ["r"], ["t"], perm=[0, 2, 1]),
             helper.make_node("MatMul", ["x", "t"], ["y"]),
         ]
+    elif consumer == "weighted":
+        shape = [tokens, HEADS, tokens]
+        nodes.append(helper.make_node("MatMul", ["x", "r"], ["y"]))
     elif consumer == "sum":
         shape = [1, 1, WIDTH]
         nodes.append(helper.make_node("Add", ["x", "r"], ["y"]))
@@ -55,7 +59,7 @@ def kernels(proto: onnx.ModelProto, level: str) -> list[Kernel]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("consumer", ["product", "sum", "host"])
+@pytest.mark.parametrize("consumer", ["product", "weighted", "sum", "host"])
 def test_the_answer_is_right(consumer, level):
     proto = relative(consumer)
     x = RNG.standard_normal(load_graph(proto, None).inputs[0].shape).astype(np.float32)
@@ -65,11 +69,12 @@ def test_the_answer_is_right(consumer, level):
 
 
 def test_a_product_computes_them_from_the_tables():
-    (kernel,) = kernels(relative("product"), "full")
+    (kernel,) = kernels(relative("weighted"), "full")
     assert {"table0", "table1", "x"} <= set(kernel.inputs())
-    program = build_program(relative("product"))
-    held = sum(weight.nbytes for weight in program.weights.values())
-    assert held < 4 * TOKENS * TOKENS * WIDTH / 4, f"{held} bytes: the gathered matrices are in the model"
+    for consumer in ("product", "weighted"):
+        program = build_program(relative(consumer))
+        held = sum(weight.nbytes for weight in program.weights.values())
+        assert held < 4 * TOKENS * TOKENS * WIDTH / 4, f"{held} bytes: the gathered matrices are in the model"
 
 
 def test_what_no_load_computes_is_computed_when_compiling():
@@ -77,5 +82,5 @@ def test_what_no_load_computes_is_computed_when_compiling():
         (kernel,) = kernels(relative("product"), level)[-1:]
         assert "table0" not in kernel.inputs(), level
     # Twelve tokens: 37 KiB are worth keeping as they are.
-    (kernel,) = kernels(relative("product", tokens=12), "full")
+    (kernel,) = kernels(relative("weighted", tokens=12), "full")
     assert "table0" not in kernel.inputs()

@@ -22,7 +22,16 @@ void add_one(void *const *args, long begin, long end, void *scratch) {
     const int *in = args[0];
     int *out = args[1];
     for (long i = begin; i < end; i++) out[i] += in[i] + 1;
-    if (scratch) *(long *)scratch += end - begin;
+    if (scratch) ((long *)scratch)[1] += end - begin;
+}
+
+/* Counts the calls that find nothing in scratch, and leaves something there. */
+void count_first(void *const *args, long begin, long end, void *scratch) {
+    long *held = scratch;
+    (void)args, (void)end;
+    if (held[0] == -1) held[1]++;
+    held[0] = begin;
+    held[2]++;
 }
 
 /* out[i] = in[n - 1 - i]: needs every task of the step before. */
@@ -137,7 +146,25 @@ def test_each_thread_has_its_scratch(library: ctypes.CDLL, threads: int) -> None
     scratch = (ctypes.c_void_p * threads)(*(row.ctypes.data for row in counts))
     for _ in range(50):
         assert chain.run(pool, scratch) == 0
-    assert counts[:, 0].sum() == 50 * 1000
+    assert counts[:, 1].sum() == 50 * 1000
+    library.sm_pool_destroy(pool)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("tasks", [1, 40])
+def test_scratch_holds_nothing_when_a_step_starts(library: ctypes.CDLL, threads: int, tasks: int) -> None:
+    """Each thread that takes part in a step finds -1 in its first call of it, and what it left in the others."""
+    pool = library.sm_pool_create(threads)
+    steps = (Step * 3)(*(make_step(library, "count_first", tasks, 1, []) for _ in range(3)))
+    counts = np.zeros((threads, 64), np.int64)
+    scratch = (ctypes.c_void_p * threads)(*(row.ctypes.data for row in counts))
+    for run in range(1, 20):
+        assert library.sm_pool_run(pool, steps, 3, None, scratch) == 0
+        first, calls = counts[:, 1], counts[:, 2]
+        assert calls.sum() == 3 * tasks * run
+        assert (first <= 3 * run).all()
+        assert first.sum() >= 3 * run
+        assert ((calls == 0) == (first == 0)).all()
     library.sm_pool_destroy(pool)
 
 

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import smartmem
+from smartmem.compiler import build_program
 from smartmem.frontend.load import load_graph
 from smartmem.kernel.stage import Kernel
 from smartmem.passes.pipeline import run_passes
@@ -76,10 +77,21 @@ def test_large_weights_are_read_once(before: str) -> None:
     assert task.column_chunks >= FEWEST
 
 
+@pytest.mark.parametrize("rows", [112, 196, 197, 249])
+@pytest.mark.parametrize("before", ["", "norm"])
+def test_rows_in_two_halves(rows: int, before: str) -> None:
+    """Neighbouring kernels give a thread the same rows, whatever their columns; each half is one block."""
+    for depth, columns in ((256, 1024), (1024, 256), (384, 384)):
+        ((pipeline, task),) = kernels(product(rows, depth, columns, before))
+        assert pipeline.tiling.count == 2 * pipeline.tiling.group
+        assert task.row_chunks == 2
+        assert task.column_chunks >= FEWEST // 2
+
+
 def test_small_weights_are_read_once_per_block_of_rows() -> None:
-    ((pipeline, task),) = kernels(product(197, 256, 1024, "norm"))
+    ((pipeline, task),) = kernels(product(784, 256, 1024, "norm"))
     assert 50 <= pipeline.tiling.block <= 70
-    assert task.row_chunks == 4
+    assert task.row_chunks >= 784 // 70
 
 
 def test_taps_of_a_convolution_count_once() -> None:
@@ -114,7 +126,7 @@ def shares(pipeline: Pipeline, task: Task, threads: int) -> list[int]:
     tiles, width = pipeline.tiling.count, pipeline.flats[pipeline.stages[-1].name].columns
     work = []
     for number in range(task.count):
-        column, rest = divmod(number, task.count // task.column_chunks)
+        rest, column = divmod(number, task.column_chunks)
         chunk = rest % task.row_chunks
         height = (chunk + 1) * tiles // task.row_chunks - chunk * tiles // task.row_chunks
         assert 0 < height <= task.chunk
@@ -146,6 +158,28 @@ def test_results(level: str, rows: int, depth: int, columns: int, before: str, a
         np.testing.assert_allclose(compiled(x), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [130, 249])
+def test_local_rows_are_those_of_the_kernel(rows: int, threads: int) -> None:
+    """Tasks of columns share normalized rows in scratch; the next kernel of the same shape computes its own."""
+    nodes, weights, name = [], [], "x"
+    for k in range(4):
+        weights += [constant(f"scale{k}", 256), constant(f"shift{k}", 256), constant(f"w{k}", 256, 256)]
+        last = "y" if k == 3 else f"a{k}"
+        nodes.append(helper.make_node("LayerNormalization", [name, f"scale{k}", f"shift{k}"], [f"n{k}"]))
+        nodes.append(helper.make_node("MatMul", [f"n{k}", f"w{k}"], [f"m{k}"]))
+        nodes.append(helper.make_node("Add", [f"m{k}", name], [last]))
+        name = last
+    proto = model(nodes, {"x": (rows, 256)}, weights)
+    found = kernels(proto)
+    assert len(found) == 4 and all(len(p.regions) == 2 and t.column_chunks > 1 for p, t in found)
+    x = np.random.default_rng(1).standard_normal((rows, 256)).astype(np.float32)
+    (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    with smartmem.compile(proto, threads=threads) as compiled:
+        for _ in range(3):
+            np.testing.assert_allclose(compiled(x), wanted, rtol=1e-4, atol=1e-5)
+
+
 def routed(regions: int, keys: int, width: int) -> onnx.ModelProto:
     """Attention of 4 queries per region to keys and values of the regions that an index names."""
     names = ["k", "v"]
@@ -171,3 +205,46 @@ def test_keys_that_an_index_names(level: str, regions: int, keys: int, width: in
     (wanted,) = ReferenceEvaluator(proto).run(None, feeds)
     with smartmem.compile(proto, level=level, threads=2) as compiled:
         np.testing.assert_allclose(compiled(**feeds), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_an_index_names_are_found_once() -> None:
+    """V is packed row by row, K in squares of columns: the index is looked up where a row or a column starts."""
+    nodes = [helper.make_node("Gather", ["w", "i"], ["b"], axis=0), helper.make_node("MatMul", ["x", "b"], ["y"])]
+    (text,) = build_program(model(nodes, {"x": (4, 20), "i": (20,), "w": (9, 64)}, [])).sources.values()
+    inside = [line for line in text.splitlines() if "sm_load(from" in line]
+    assert inside
+    assert not any("sm_index" in line and "sm_load(" in line for line in text.splitlines())
+
+
+def test_entries_that_share_routes_share_starts() -> None:
+    """Heads look the routes of their region up once, though each has its own columns; so does the next call."""
+    heads, regions, width = 4, 6, 32
+    k = helper.make_node("Gather", ["k", "i"], ["taken"], axis=0)  # (regions, routes, heads, width)
+    nodes = [
+        k,
+        helper.make_node("Transpose", ["taken"], ["keys"], perm=[0, 2, 3, 1]),
+        helper.make_node("MatMul", ["q", "keys"], ["y"]),
+    ]
+    shapes = {"q": (regions, heads, 3, width), "i": (regions, 20), "k": (regions, heads, width)}
+    proto, rng = model(nodes, shapes, []), np.random.default_rng(5)
+    (text,) = build_program(proto).sources.values()
+    assert f"!= b / {heads}" in text
+    with smartmem.compile(proto, threads=2) as compiled:
+        for _ in range(3):
+            feeds = {n: rng.standard_normal(shapes[n]).astype(np.float32) for n in "qk"}
+            feeds["i"] = rng.integers(-regions, regions, shapes["i"])
+            wanted = feeds["q"] @ feeds["k"][feeds["i"]].transpose(0, 2, 3, 1)
+            np.testing.assert_allclose(compiled(**feeds), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "by_rows"), [(40, False), (1000, True)])
+def test_rows_of_a_deep_operand_are_packed_whole(depth: int, by_rows: bool) -> None:
+    """A line that holds two vectors of a row should not be read again after it has left L1."""
+    proto = model([helper.make_node("MatMul", ["x", "b"], ["y"])], {"x": (8, depth), "b": (depth, 33)}, [])
+    (text,) = build_program(proto).sources.values()
+    packing = text[text.index("*held !=") :]
+    assert (packing.index("for (long k0") < packing.index("for (long n = 0")) == by_rows
+    rng = np.random.default_rng(0)
+    x, b = (rng.standard_normal(s).astype(np.float32) for s in ((8, depth), (depth, 33)))
+    with smartmem.compile(proto, threads=2) as compiled:
+        np.testing.assert_allclose(compiled(x=x, b=b), x @ b, rtol=1e-4, atol=1e-4)

@@ -41,7 +41,7 @@ def depthwise(channels: int, side: int, taps: int, stride: int = 1) -> onnx.Mode
 def agrees(proto: onnx.ModelProto, level: str) -> None:
     shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    (wanted,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    wanted = ReferenceEvaluator(proto).run(None, {"x": x})[0]
     with smartmem.compile(proto, level=level, threads=2) as compiled:
         np.testing.assert_allclose(compiled(x), wanted, rtol=1e-4, atol=1e-4)
 
@@ -49,7 +49,17 @@ def agrees(proto: onnx.ModelProto, level: str) -> None:
 @pytest.mark.parametrize("level", ["naive", "layout", "full"])
 @pytest.mark.parametrize(
     ("channels", "side", "taps", "stride"),
-    [(32, 14, 3, 1), (20, 7, 5, 1), (48, 9, 7, 1), (16, 30, 3, 2), (33, 6, 3, 1), (64, 4, 9, 1), (3, 8, 3, 1)],
+    [
+        (32, 14, 3, 1),
+        (32, 13, 9, 1),
+        (32, 15, 5, 2),
+        (20, 7, 5, 1),
+        (48, 9, 7, 1),
+        (16, 30, 3, 2),
+        (33, 6, 3, 1),
+        (64, 4, 9, 1),
+        (3, 8, 3, 1),
+    ],
 )
 def test_depthwise_convolutions(level: str, channels: int, side: int, taps: int, stride: int) -> None:
     agrees(depthwise(channels, side, taps, stride), level)
@@ -73,6 +83,35 @@ def test_iterations_that_run_together() -> None:
     """As many as fit, but no more than leave few single ones."""
     assert [_jam_width(n, 8) for n in (2, 3, 5, 8, 12, 54)] == [0, 3, 5, 8, 6, 6]
     assert all(_jam_width(n, 4) in (3, 4) for n in range(3, 60))
+
+
+@pytest.mark.parametrize(
+    ("columns", "taps", "width", "groups"), [(8, 3, 8, 1), (14, 3, 7, 2), (7, 9, 7, 1), (28, 7, 7, 3)]
+)
+def test_columns_at_the_border_run_together(columns: int, taps: int, width: int, groups: int) -> None:
+    """Groups of `width` columns: one loop inside, and code of its own for each group that a guard cuts."""
+    proto = depthwise(32, columns - 1, taps)
+    (text,) = (t for t in build_program(proto).sources.values() if "/* reduces */" in t)
+    window = text[text.index("enum { at") :]
+    assert window.count("enum { at") + window.count(f"at += {width})") == groups
+    assert "step" not in window
+    agrees(proto, "full")
+
+
+@pytest.mark.parametrize("columns", [11, 56])  # no group divides 11; of 56 few are at the border
+def test_columns_at_the_border_run_one_by_one(columns: int) -> None:
+    proto = depthwise(32, columns - 1, 3)
+    (text,) = (t for t in build_program(proto).sources.values() if "/* reduces */" in t)
+    assert "enum { at" not in text and "step = " in text
+
+
+@pytest.mark.parametrize("rows", [49, 50, 13])
+def test_tasks_share_the_only_outer_loop(rows: int) -> None:
+    """Of TopK the lane and the rows are all loops there are: tasks have some groups of rows each."""
+    k = numpy_helper.from_array(np.array([4]), "k")
+    proto = model([helper.make_node("TopK", ["x", "k"], ["y", "i"])], (rows, 49), [k])
+    assert max(step.tasks for step in build_program(proto).steps if hasattr(step, "tasks")) > 1
+    agrees(proto, "full")
 
 
 def windows_and_convolution() -> onnx.ModelProto:

@@ -46,6 +46,9 @@ class Value:
     vector: bool = False
 
 
+# Renders the entries of an integer tensor for the lanes of a chunk as an i32v; None where they do not lie side by side.
+VectorLookup = Callable[[Lookup, Axes, Lane], str | None]
+
 # How a tensor that exists only inside the kernel is read: given its coordinates, the value.
 LocalReader = Callable[["Emitter", tuple[Lin, ...]], Value]
 
@@ -60,6 +63,7 @@ class Context:
         pointers: C pointer variables, by tensor.
         local: readers of tensors that live inside the kernel.
         lane: the vector direction, None for scalar code.
+        lookup: renders indices of gathers along the lane; without it they are taken lane by lane.
         hoist: where the parts of addresses go that do not depend on the `inner` axes, if they contain divisions.
         inner: axes of the loops between that place and the code.
     """
@@ -69,6 +73,7 @@ class Context:
     pointers: Mapping[str, str]
     local: Mapping[str, LocalReader] = field(default_factory=dict)
     lane: Lane | None = None
+    lookup: VectorLookup | None = None
     hoist: Mark | None = None
     inner: frozenset[int] = frozenset()
 
@@ -172,6 +177,8 @@ class Emitter:
         step = along(address, lane.axis, lane.extent, lane.width).stride
         if step == 0:
             return self.name(f"{pointer}[{where}]", dtype, False)
+        if step is None and dtype == np.float32 and (gathered := self._gathered(pointer, address)) is not None:
+            return gathered
         if step is None or (step != 1 and dtype == np.bool_):
             return self._load_irregular(pointer, address, dtype)
         if dtype == np.bool_:
@@ -198,6 +205,23 @@ class Emitter:
             return c_lin(value, axes)
         name = self.writer.hoist(mark, c_lin(outer, axes))
         return name if within == Lin() else f"{name} + {c_lin(within, axes)}"
+
+    def _gathered(self, pointer: str, address: Lin) -> Value | None:
+        """A vector of elements at one index each, None where more than an index moves along the lane."""
+        lane, lookup = self.context.lane, self.context.lookup
+        assert lane is not None
+        _, moving = split_by(address, {lane.axis})
+        if lookup is None or len(moving.terms) != 1:
+            return None
+        ((stride, digit),) = moving.terms
+        whole = isinstance(digit.axis, Lookup) and digit.lo == 1 and digit.ext == digit.axis.ext
+        if not isinstance(digit.axis, Lookup) or not whole or not 0 < stride * digit.ext < 1 << 31:
+            return None
+        entries = lookup(digit.axis, self.context.axes, lane)
+        if entries is None:
+            return None
+        at = entries if stride == 1 else f"{entries} * sm_splat_i({stride})"
+        return self.name(f"sm_gather({pointer} + {self.address(address - moving)}, {at})", np.dtype(np.float32), True)
 
     def _load_irregular(self, pointer: str, address: Lin, dtype: DType) -> Value:
         """One lane at a time: nothing is known of the addresses."""
@@ -431,5 +455,21 @@ def lookup_renderer(storages: Mapping[str, Storage], pointers: Mapping[str, str]
     def render(lookup: Lookup, axes: Axes) -> str:
         address = storages[lookup.tensor].at(lookup.index)
         return f"sm_index({pointers[lookup.tensor]}[{c_lin(address, axes)}], {lookup.ext})"
+
+    return render
+
+
+def vector_lookup(storages: Mapping[str, Storage], pointers: Mapping[str, str]) -> VectorLookup:
+    """Renders the same for the lanes of a chunk."""
+
+    def render(lookup: Lookup, axes: Axes, lane: Lane) -> str | None:
+        storage = storages[lookup.tensor]
+        address = storage.at(lookup.index)
+        kind = {"int32": "i32", "int64": "i64"}.get(storage.dtype.name)
+        if kind is None or along(address, lane.axis, lane.extent, lane.width).stride != 1:
+            return None
+        place = f"{pointers[lookup.tensor]} + {c_lin(address, axes)}"
+        loaded = f"sm_load_{kind}_n({place}, {lane.count}, 0)" if lane.count else f"sm_load_{kind}({place})"
+        return f"sm_indices({loaded}, {lookup.ext})"
 
     return render

@@ -28,6 +28,7 @@ from smartmem.passes.select_layout import select_layout
 from smartmem.passes.simplify import simplify
 from smartmem.passes.split_products import split_products
 from smartmem.passes.split_reductions import split_reductions
+from smartmem.passes.table_products import table_products
 from smartmem.passes.trace import trace
 from smartmem.passes.winograd import winograd
 from smartmem.schedule.backend import Backend
@@ -56,6 +57,7 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
         passes.append(("split_reductions", lambda m: split_reductions(m, units)))
     if rank >= LEVELS.index("full") and backend is None:
         passes.append(("winograd", winograd))
+        passes.append(("table_products", table_products))
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:
         passes.append(("split_products", lambda m: split_products(m, predict)))
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))

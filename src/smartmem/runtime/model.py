@@ -28,6 +28,8 @@ from smartmem.runtime.library import Library
 from smartmem.runtime.plan import Segment, segments
 from smartmem.runtime.threads import default_threads
 
+LEAST_SCRATCH = 64  # bytes: what the thread pool keeps at the start of a thread's scratch, if no kernel wants more
+
 
 class Model(CompiledModel):
     """A model compiled for the CPU.
@@ -69,7 +71,8 @@ class Model(CompiledModel):
         self._segments = segments(program)
         self._host_steps = HostSteps(program.slots)
         self._arena = aligned_empty((program.arena_bytes,), np.dtype(np.uint8))
-        self._scratch = [aligned_empty((program.scratch_bytes,), np.dtype(np.uint8)) for _ in range(self.threads)]
+        scratch = max(program.scratch_bytes, LEAST_SCRATCH)
+        self._scratch = [aligned_empty((scratch,), np.dtype(np.uint8)) for _ in range(self.threads)]
         self._scratch_pointers = (ctypes.c_void_p * self.threads)(*(array.ctypes.data for array in self._scratch))
         self._weights = {name: readable(array) for name, array in program.weights.items()}
         self._pointers = (ctypes.c_void_p * max(len(program.slots), 1))()

@@ -6,6 +6,7 @@ last block of k. The tile functions are shared by all kernels of a file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.stage import Stage
 from smartmem.schedule.flatten import B, Flat, K, N
-from smartmem.schedule.operand_a import Walk, walk_of
+from smartmem.schedule.operand_a import Walk, even_step, walk_of
 from smartmem.schedule.operand_b import direct_b, held_of
 from smartmem.schedule.tile_functions import grouped_tile_function, tile_function
 from smartmem.schedule.tiling import Tiling, tile_columns
@@ -92,22 +93,22 @@ def _tile_loop(
     p, w = e.pipeline, e.writer
     tiling, table = p.tiling, p.tiling.block
     vectors = width // p.target.lanes
-    a, b, segments, first_k, last_k, first, final = "a", "bp", str(walk.count), "0", str(walk.run), "1", ""
+    step = _even_step(p, walk)
+    at, b, segments, first_k, last_k, first, final = "0", "bp", str(walk.count), "0", str(walk.run), "1", ""
     if blocks.count > 1:
         first, final = "kb == 0", f"if (kb == {blocks.count - 1})"
         if blocks.parts > 1:
-            segment = "0" if walk.count == 1 else f"kb / {blocks.parts}"
+            at = "0" if walk.count == 1 else f"kb / {blocks.parts}"
             part = "kb" if walk.count == 1 else f"kb % {blocks.parts}"
             w.line(f"const long k_from = {part} * {blocks.length};")
             w.line(f"const long k_to = k_from + {blocks.length} < {walk.run} ? k_from + {blocks.length} : {walk.run};")
             first_k, last_k, segments = "k_from", "k_to", "1"
-            a = "a" if walk.count == 1 else f"a + {segment} * {table}"
-            b = f"bp + ({segment} * {walk.run} + k_from) * {stride}" if walk.count > 1 else f"bp + k_from * {stride}"
+            b = f"bp + ({at} * {walk.run} + k_from) * {stride}" if walk.count > 1 else f"bp + k_from * {stride}"
         else:
             w.line(f"const long q_from = kb * {blocks.segments};")
             rest = f"{walk.count} - q_from"
             w.line(f"const long taps = {rest} < {blocks.segments} ? {rest} : {blocks.segments};")
-            segments, a, b = "taps", f"a + q_from * {table}", f"bp + q_from * {walk.run * stride}"
+            segments, at, b = "taps", "q_from", f"bp + q_from * {walk.run * stride}"
     direct = _place_of_tiles(p, stage, epilogue)
     with w.loop("q", "h", "g"):
         w.line(f"const long i = {tiling.start('q')} - m0;")
@@ -120,13 +121,18 @@ def _tile_loop(
         w.line(f"float *const cq = {held};")
 
         def call(rows: int) -> str:
-            shift = f"b * {p.shared_step}" if p.shared_step is not None else "0"
-            table_of = f"{a} + i, {segments}, {table}, {shift}"
+            moved = [f"b * {p.shared_step}"] if p.shared_step is not None else []
+            a = "a + i"
+            if at != "0" and step is not None:
+                moved.append(f"{at} * {step}")
+            elif at != "0":
+                a = f"a + {at} * {table} + i"
+            table_of = f"{a}, {segments}, {table if step is None else step}, {' + '.join(moved) or '0'}"
             if p.group_size:
                 name, text = grouped_tile_function(rows, p.group_size, p.target.lanes)
                 arguments = f"{table_of}, {b}, cq"
             else:
-                name, text = tile_function(rows, vectors, prefetch)
+                name, text = tile_function(rows, vectors, prefetch, step is not None)
                 arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, cq, {apart}, {first}, {ahead}"
             p.support[name] = text
             return f"{name}({arguments});"
@@ -150,6 +156,11 @@ def call_tile(w: Writer, tiling: Tiling, call: Callable[[int], str]) -> None:
         w.line(f"else {call(tiling.rows - 1)}")
 
 
+def _even_step(pipeline: Pipeline, walk: Walk) -> int | None:
+    """How far rows of A move from one segment to the next where all segments use one table of pointers, else None."""
+    return None if pipeline.group_size else even_step(walk)
+
+
 def _place_of_tiles(pipeline: Pipeline, stage: Stage, epilogue: list[Stage]) -> Place | None:
     """Where tiles store a contraction that stays in scratch as it is; None where a loop over its elements does."""
     place = pipeline.places.get(stage.name)
@@ -159,25 +170,27 @@ def _place_of_tiles(pipeline: Pipeline, stage: Stage, epilogue: list[Stage]) -> 
 
 
 def row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:
-    """a[segment][row]: where each row of A starts in each segment; guarded rows start at zeros."""
+    """a[segment][row]: where each row of A starts in each segment, or in the first of even ones; guarded rows start at
+    zeros."""
     p, w = e.pipeline, e.writer
-    size = walk.count * table
+    segments = walk.segments if _even_step(p, walk) is None else ()
+    size = math.prod(segments) * table
     offset = p.reserve(2 * size)
     w.line(f"const float **const a = (const float **)(s + {offset});")
     extents = (*flat.extents[:K], *walk.segments, walk.run)
     context = e.context(replace(flat, extents=extents), None, row="m", column="0")
-    names = {**context.axes.names, K + len(walk.segments): "0"}
+    names = {**context.axes.names, **{K + k: "0" for k in range(len(segments), len(walk.segments) + 1)}}
     if p.shared_step is not None:
         names[B] = "0"
     axes = replace(context.axes, names=names)
     segment = Lin()
     with ExitStack() as loops:
-        for k, extent in enumerate(walk.segments):
+        for k, extent in enumerate(segments):
             segment = segment * extent + axis_digit(K + k, extent)
             loops.enter_context(w.loop(f"k{k}", extent))
         loops.enter_context(w.loop("r", "rows"))
         w.line("const long m = m0 + r;")
-        slot = f"({c_lin(segment, axes)}) * {table} + r" if walk.segments else "r"
+        slot = f"({c_lin(segment, axes)}) * {table} + r" if segments else "r"
         w.line(f"(void)m, a[{slot}] = {_branch_pointers(e, walk, axes)};")
 
 

@@ -42,6 +42,9 @@ from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
 
 SMALL = 64  # how many times larger the output is than a tensor that asks for nothing
+SINGLE = 3  # iterations of a group that a single one costs, about
+EDGES = 1.2  # what groups at the borders must save to be worth their code: with long rows they cost time
+UNROLLED = 16  # taps up to which a loop over them is unrolled
 _ACCUMULATE = frozenset(("sum", "prod", "max", "min"))
 
 
@@ -174,13 +177,15 @@ def _ease(address: Lin, lane: Lane) -> float:
 class Jam:
     """A space loop whose iterations run `width` at a time, so that they share the loads that do not depend on it.
 
-    In [low, high) no guard on this axis can fail; outside iterations run one by one, guarded.
+    In [low, high) no guard on this axis can fail. Outside iterations run one by one, guarded; or, with `edges`, `width`
+    at a time, too, in code of their own for each such group, whose guards the C compiler can tell.
     """
 
     axis: int
     width: int
     low: int
     high: int
+    edges: bool = False
 
 
 def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> Jam | None:
@@ -195,6 +200,7 @@ def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> J
         return None
     most = 8 if target.registers >= 32 else 4
     reducing = set(range(nest.space, len(nest.extents)))
+    last = max(axis for reduces in nest.reduces for axis in reduces)
     best: tuple[int, Jam] | None = None
     for axis in range(nest.space):
         strides = [
@@ -214,16 +220,31 @@ def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> J
             low = max(low, -(rest.min // step))
             high = min(high, (guard.ext - 1 - rest.max) // step + 1)
         else:
-            width = _jam_width(high - low, most)
-            if width and (best is None or min(map(abs, strides)) < best[0]):
-                best = (min(map(abs, strides)), Jam(axis, width, low, high))
+            plain = windows[0][1].combine == "sum" and isinstance(body, Choose) and is_zero(body.otherwise)
+            known = all(used <= {axis, last} for used in (set(axes_of(g.lin)) for g in guards) if axis in used)
+            edges = plain and known and nest.extents[last] <= UNROLLED
+            jam = _jam(axis, nest.extents[axis], low, high, most, edges)
+            if jam is not None and (best is None or min(map(abs, strides)) < best[0]):
+                best = (min(map(abs, strides)), jam)
     return best[1] if best else None
 
 
+def _jam(axis: int, extent: int, low: int, high: int, most: int, edges: bool) -> Jam | None:
+    """Groups of iterations of [0, extent), where no guard fails in [low, high); with `edges` also at the borders."""
+    inside = max(0, high - low)
+    width = _jam_width(inside, most)
+    work = (_work(inside, width) if width else SINGLE * inside) + SINGLE * (extent - inside)
+    wide = next((w for w in range(most, 3, -1) if extent % w == 0), 0)
+    if edges and wide and inside < extent and _work(extent, wide) * EDGES < work:
+        return Jam(axis, wide, low, high, edges=True)
+    return Jam(axis, width, low, high) if width else None
+
+
 def _jam_width(iterations: int, most: int) -> int:
-    """How many iterations to run together, 0 for none: few groups, few single ones left (one costs about three)."""
+    """How many iterations to run together, 0 for none: few groups, few single ones left."""
+    return min(range(most, 2, -1), key=lambda width: _work(iterations, width)) if iterations > 2 else 0
 
-    def work(width: int) -> int:
-        return iterations // width * (width + 1) + iterations % width * 3
 
-    return min(range(most, 2, -1), key=work) if iterations > 2 else 0
+def _work(iterations: int, width: int) -> int:
+    """What iterations in groups of `width` cost, and single ones that are left."""
+    return iterations // width * (width + 1) + iterations % width * SINGLE

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -40,7 +41,6 @@ from smartmem.kernel.expr import (
     Expr,
     Load,
     choose,
-    cost,
     is_zero,
     loads,
     walk,
@@ -49,11 +49,10 @@ from smartmem.kernel.stage import Kernel, looked_up
 from smartmem.layout.storage import Storage, dense
 from smartmem.schedule.code import Arguments, KernelCode, Target
 from smartmem.schedule.lane_weights import lane_weights
-from smartmem.schedule.loops import Jam, Nest, build, choose_lane, find_jam, rounded
+from smartmem.schedule.loops import UNROLLED, Jam, Nest, build, choose_lane, find_jam, rounded
+from smartmem.schedule.nest_tasks import Tasks
 
 LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
-TASKS = 64  # enough for threads to balance; more only costs calls
-TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
 
 
 def accepts(kernel: Kernel) -> bool:
@@ -118,7 +117,7 @@ def schedule(
     flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in inputs}
     context = Context(axes, flat, pointers, lane=lane)  # loads of the nest are addresses already
     jam = find_jam(nest, kernel, lane, target)
-    plan = _Tasks.of(nest, kernel, lane, jam)
+    plan = Tasks.of(nest, kernel, lane, jam)
     with writer.loop("t", "end", "begin"), ExitStack() as loops:
         plan.open(writer, nest, names, loops)
         if lane is None:
@@ -140,66 +139,7 @@ def _read(kernel: Kernel, nest: Nest) -> set[str]:
     return {*looked, *(access.tensor for body in nest.bodies for access in loads(body))}
 
 
-@dataclass(frozen=True)
-class _Tasks:
-    """How the space loops become tasks: the first `outer` loops, and the lane cut into blocks of `block`."""
-
-    loops: tuple[int, ...]  # space loops other than the lane, outermost first
-    outer: int
-    blocks: int
-    block: int
-    tasks: int
-
-    @staticmethod
-    def of(nest: Nest, kernel: Kernel, lane: Lane | None, jam: Jam | None) -> _Tasks:
-        taken = {lane.axis if lane else -1, jam.axis if jam else -1}
-        loops = tuple(a for a in range(nest.space) if a not in taken)
-        elements = math.prod(nest.extents[: nest.space])
-        per_element = sum(cost(s.body) + 1 for s in kernel.stages) * max(
-            1, *(math.prod(s.reduce) for s in kernel.stages)
-        )
-        work = elements * per_element // (1 if lane is None else 4)
-        wanted = max(1, min(TASKS, work // TASK_WORK))
-        outer, tasks = 0, 1
-        while outer < len(loops) and tasks < wanted:
-            tasks *= nest.extents[loops[outer]]
-            outer += 1
-        blocks, block = 1, lane.extent if lane else 0
-        if lane is not None and tasks < wanted:
-            blocks = min(-(-wanted // tasks), -(-lane.extent // (4 * lane.width)))
-            block = -(-lane.extent // (blocks * lane.width)) * lane.width
-            blocks = -(-lane.extent // block)
-        return _Tasks(loops, outer, blocks, block, tasks * blocks)
-
-    def open(self, writer: Writer, nest: Nest, names: Mapping[int, str], loops: ExitStack) -> None:
-        """Declares the outer loop variables of task t and opens the loops inside a task."""
-        rest = "t"
-        if self.blocks > 1:
-            writer.line(f"const long part = t % {self.blocks};")
-            rest = f"(t / {self.blocks})" if self.outer else rest
-        inner = math.prod(nest.extents[a] for a in self.loops[: self.outer])
-        for axis in self.loops[: self.outer]:
-            inner //= nest.extents[axis]
-            text = rest if inner == 1 else f"{rest} / {inner}"
-            if axis != self.loops[0]:
-                text = f"({text}) % {nest.extents[axis]}"
-            writer.line(f"const long {names[axis]} = {text};")
-        for axis in self.loops[self.outer :]:
-            loops.enter_context(writer.loop(names[axis], nest.extents[axis]))
-
-    def lane_range(self, lane: Lane) -> tuple[str, str]:
-        if self.blocks == 1:
-            return "0", str(lane.extent)
-        high = f"(part + 1) * {self.block}"
-        if self.blocks * self.block > lane.extent:
-            high = f"(part == {self.blocks - 1} ? {lane.extent} : {high})"
-        return f"part * {self.block}", high
-
-    def has_tail(self, lane: Lane) -> bool:
-        return lane.extent % lane.width != 0
-
-
-def _lane_loop(lane: Lane, plan: _Tasks, context: Context, writer: Writer, body: Callable[[Context], None]) -> None:
+def _lane_loop(lane: Lane, plan: Tasks, context: Context, writer: Writer, body: Callable[[Context], None]) -> None:
     """Full vectors along the lane, then what is left of one."""
     variable = context.axes.names[lane.axis]
     low, high = plan.lane_range(lane)
@@ -213,27 +153,43 @@ def _lane_loop(lane: Lane, plan: _Tasks, context: Context, writer: Writer, body:
 
 
 def _jam_loop(
-    kernel: Kernel, nest: Nest, jam: Jam, lane: Lane, plan: _Tasks, context: Context, writer: Writer,
+    kernel: Kernel, nest: Nest, jam: Jam, lane: Lane, plan: Tasks, context: Context, writer: Writer,
     pointers: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """The sliding loop: `jam.width` iterations together where no guard fails, single ones at the borders."""
+    """The sliding loop: `jam.width` iterations together where no guard fails, single or guarded ones at the borders."""
     name, extent = context.axes.names[jam.axis], nest.extents[jam.axis]
-    with writer.block(f"for (long at = 0, step; at < {extent}; at += step)"):
-        inside = (
-            f"at + {jam.width} <= {jam.high}" if jam.low == 0 else f"at >= {jam.low} && at + {jam.width} <= {jam.high}"
-        )
+    if jam.edges:
+        starts = range(0, extent, jam.width)
+        inner = [at for at in starts if at >= jam.low and at + jam.width <= jam.high]
+        for at in starts:
+            if at in inner[1:]:
+                continue
+            edge = at not in inner
+            with writer.block("" if edge else f"for (long at = {at}; at <= {inner[-1]}; at += {jam.width})"):
+                if edge:
+                    writer.line(f"enum {{ at = {at} }};")
+                jammed = partial(_jammed, kernel, nest, jam, writer, pointers, edge)
+                _lane_loop(lane, plan, context, writer, jammed)
+        return
+    first, last = plan.sliding(extent)
+    with writer.block(f"for (long at = {first}, step; at < {last}; at += step)"):
+        end = str(jam.high) if plan.span == 0 else f"({last} < {jam.high} ? {last} : {jam.high})"
+        inside = f"at + {jam.width} <= {end}" if jam.low == 0 else f"at >= {jam.low} && at + {jam.width} <= {end}"
         writer.line(f"step = {inside} ? {jam.width} : 1;")
         with writer.block(f"if (step == {jam.width})"):
-            _lane_loop(lane, plan, context, writer, lambda ctx: _jammed(kernel, nest, jam, ctx, writer, pointers))
+            _lane_loop(lane, plan, context, writer, partial(_jammed, kernel, nest, jam, writer, pointers, False))
         with writer.block("else"):
             writer.line(f"const long {name} = at;")
             _lane_loop(lane, plan, context, writer, lambda ctx: _body(kernel, nest, ctx, writer, pointers))
 
 
 def _jammed(
-    kernel: Kernel, nest: Nest, jam: Jam, context: Context, writer: Writer, pointers: Mapping[str, str]
+    kernel: Kernel, nest: Nest, jam: Jam, writer: Writer, pointers: Mapping[str, str], edge: bool, context: Context
 ) -> None:
-    """`jam.width` accumulators side by side; stages before and after the reduction one iteration at a time."""
+    """`jam.width` accumulators side by side; stages before and after the reduction one iteration at a time.
+
+    At an `edge` terms are guarded; the group's place is constant and the loop of taps unrolled, so nothing is tested.
+    """
     name = context.axes.names[jam.axis]
     number = next(k for k, reduces in enumerate(nest.reduces) if reduces)
     stage, body, reduces = kernel.stages[number], nest.bodies[number], nest.reduces[number]
@@ -242,15 +198,15 @@ def _jammed(
     writer.line(f"f32v {', '.join(f'{t} = sm_splat({start})' for t in totals)};")
     context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
     with ExitStack() as loops:
-        guards = (
-            tuple(g for g in body.guards if jam.axis not in set(axes_of(g.lin))) if isinstance(body, Choose) else ()
-        )
+        every = body.guards if isinstance(body, Choose) else ()
+        guards = tuple(g for g in every if jam.axis not in set(axes_of(g.lin)))
+        moving = tuple(g for g in every if g not in guards) if edge else ()
         pending = list(guards)
         inner = body.then if isinstance(body, Choose) else body
         skip = isinstance(body, Choose) and stage.combine == "sum" and is_zero(body.otherwise)
         bound = set(range(nest.space))
         for axis in reduces:
-            if axis == reduces[-1] and nest.extents[axis] <= 16:
+            if axis == reduces[-1] and nest.extents[axis] <= UNROLLED:
                 writer.line(f"#pragma GCC unroll {nest.extents[axis]}")
             loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
             bound.add(axis)
@@ -266,8 +222,10 @@ def _jammed(
             names = {**context.axes.names, jam.axis: f"(at + {u})"}
             emitter = Emitter(writer, replace(context, axes=replace(context.axes, names=names)), shared.known)
             value = inner if skip or not guards else choose(guards, inner, body.otherwise)  # type: ignore[union-attr]
-            text = emitter.as_vector(emitter.value(value), inner.dtype)
-            writer.line(f"{total} = {combined(stage.combine, total, text, True, stage.dtype)};")
+            tested = writer.block(f"if ({c_guards(moving, emitter.context.axes)})") if moving else nullcontext()
+            with tested:
+                text = emitter.as_vector(emitter.value(value), inner.dtype)
+                writer.line(f"{total} = {combined(stage.combine, total, text, True, stage.dtype)};")
     kept = writer.fresh("kept")
     writer.line(f"const f32v {kept}[{jam.width}] = {{{', '.join(totals)}}};")
     with writer.loop("u", jam.width):

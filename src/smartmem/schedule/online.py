@@ -58,17 +58,23 @@ class Softmax:
 
 
 def divide_last(stages: Sequence[Stage], rows: int) -> list[Stage]:
-    """The same stages, with the quotient of a softmax taken after the contraction that sums it."""
+    """The same stages, with the quotient of a softmax taken after the contraction that sums it.
+
+    It is a product with the reciprocal, one number per row, also where it is a result of its own. (Sums of exponentials
+    are 0 or no less than 2^-126, the least result of `sm_expv`, so that reciprocals are finite where quotients are.)
+    """
     result: list[Stage] = []
     local = {stage.name: stage for stage in stages}
     for stage in stages:
         pair = factors(stage) if is_contraction(stage, rows) else None
-        quotient = _quotient(pair[0]) if pair is not None else None
+        quotient = _quotient(stage.body if pair is None else pair[0])
+        if pair is None and quotient is not None and not quotient.zero_for_nan and _of_softmax(quotient, local, rows):
+            stage = replace(stage, body=alu("mul", quotient.dividend, alu("recip", quotient.divisor)))
         if pair is None or quotient is None or not _of_softmax(quotient, local, rows):
             result.append(stage)
             continue
         weighted = replace(stage, name=f"{stage.name}.weighted", body=alu("mul", quotient.dividend, pair[1]))
-        value = alu("div", load(weighted.name, stage.space(), stage.dtype), quotient.divisor)
+        value = alu("mul", load(weighted.name, stage.space(), stage.dtype), alu("recip", quotient.divisor))
         if quotient.zero_for_nan:
             zero = const(0.0, stage.dtype)
             value = alu("where", alu("gt", quotient.divisor, zero, dtype=np.dtype(bool)), value, zero)

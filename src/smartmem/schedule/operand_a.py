@@ -236,6 +236,30 @@ def _reduce_order(a: Expr, stage: Stage, storages: Mapping[str, Storage]) -> lis
     return sorted(range(len(stage.reduce)), key=lambda k: -strides[k])
 
 
+def even_step(walk: Walk) -> int | None:
+    """By how many floats A moves from one segment to the next, so that all can use one row pointer.
+
+    None if it has one segment, does not move evenly, or if guards choose.
+    """
+    (branch, *others) = walk.branches
+    if walk.count == 1 or others or branch.guards:
+        return None
+    steps: dict[object, int] = {}
+    for stride, digit in branch.address.terms:
+        if digit.axis == B or not {K + k for k in range(len(walk.segments))} & set(axes_of(Lin(0, ((1, digit),)))):
+            continue
+        if digit.lo != 1 or not isinstance(digit.axis, int) or digit.ext != walk.segments[digit.axis - K]:
+            return None
+        steps[digit.axis] = stride
+    step = steps.get(K + len(walk.segments) - 1)
+    inner = 1
+    for k in reversed(range(len(walk.segments))):
+        if step is None or steps.get(K + k) != step * inner:
+            return None
+        inner *= walk.segments[k]
+    return step
+
+
 def local_columns(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
     return {s.name: s.shape[pipeline.rows :] for s in pipeline.stages[:-1]}
 

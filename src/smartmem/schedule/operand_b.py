@@ -19,21 +19,20 @@ from smartmem.codegen.c_expr import (
     Context,
     Emitter,
     Lane,
-    LocalReader,
 )
-from smartmem.codegen.c_index import along, c_lin, has_division, split_by
+from smartmem.codegen.c_index import along, c_lin, split_by
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.substitute import substitute
 from smartmem.kernel.evaluate import EXPANSION, LARGE, evaluate_expr
 from smartmem.kernel.expr import (
     Choose,
-    DType,
     Expr,
     Load,
     loads,
 )
 from smartmem.kernel.expr import walk as walk_expr
 from smartmem.kernel.stage import Stage, reindex, tensors_read
+from smartmem.schedule.b_starts import find_starts, keep_starts, takes_time
 from smartmem.schedule.flatten import B, Flat, K, M, N
 from smartmem.schedule.groups import turned
 from smartmem.schedule.operand_a import Walk, operands, walk_of
@@ -241,27 +240,30 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
         flat_k = flat_k * extent + axis_digit(K + position, extent)
     along_n = ("n", _panels_end(held, columns, width), held.column, "SM_W")
     apart = _divides(p, b, {N}, set(range(K, len(extents))), extents)
+    # A vector of each row is read before the next of the first: lines of many rows have left L1 by then.
+    by_rows = apart or (p.target.tuned and 4 * lanes * walk.depth > p.target.l1 // 4)
+    context = e.context(moved, Lane(N, columns, lanes))
+    tables = keep_starts(e, b, context, N, K, walk.run) if apart and p.softmax is None else {}
     with ExitStack() as opened:
-        if not apart:
+        if not by_rows:
             opened.enter_context(w.loop(*along_n))
         for name, extent in zip(loops, walk.segments, strict=False):
             opened.enter_context(w.loop(name, extent))
         opened.enter_context(w.loop(loops[-1], held.steps_end or walk.run, held.step))
-        mark = w.mark()  # a row of B whose address takes divisions is found once
-        if apart:
+        if apart:  # a row of B whose address divides or looks up is found once
+            context = replace(context, hoist=w.mark(), inner=frozenset({N}))
+            context = find_starts(e, b, context, N, tables)
+        if by_rows:
             opened.enter_context(w.loop(*along_n))
-        context = e.context(moved, Lane(N, columns, lanes))
-        if apart:
-            context = replace(context, hoist=mark, inner=frozenset({N}))
         step = _step(c_lin(flat_k, context.axes), held)
         _pack_chunk(e, b, context, f"s + {_panel('n', held, offset, width)} + {step} * {width}", columns, lanes)
 
 
 def _divides(p: Pipeline, b: Expr, inner: set[int], outer: set[int], extents: tuple[int, ...]) -> bool:
-    """Whether addresses of B divide in a part that depends on the `outer` axes only (rows that an index gives)."""
+    """Whether addresses of B divide or look up in a part that depends on the `outer` axes only."""
     for access in loads(b):
         apart, _ = split_by(p.storages[access.tensor].at(access.index), inner)
-        if has_division(split_by(apart, outer)[1], extents):
+        if takes_time(split_by(apart, outer)[1], extents):
             return True
     return False
 
@@ -302,17 +304,18 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held,
     w, lanes, columns = e.writer, e.pipeline.target.lanes, flat.columns
     run = K + len(walk.segments)
     whole = walk.run - walk.run % lanes
-    segment = Lin()
+    segment, several = Lin(), walk.run > lanes
+    context = e.context(flat, Lane(run, walk.run, lanes), column="n")
+    tables = keep_starts(e, b, context, run, N, columns) if several and e.pipeline.softmax is None else {}
     with ExitStack() as loops:
         for k, extent in enumerate(walk.segments):
             segment = segment * extent + axis_digit(K + k, extent)
             loops.enter_context(w.loop(f"k{k}", extent))
         loops.enter_context(w.loop("n0", _panels_end(held, columns, width), held.column, "SM_W"))
-        context = e.context(flat, Lane(run, walk.run, lanes), column="n")
         base = f"s + {_panel('n0', held, offset, width)}"
         w.line(f"float *const panel = {base} + ({c_lin(segment, context.axes)}) * {walk.run * width};")
-        if walk.run > lanes:
-            context = _columns_found(e, b, context, columns)
+        if several:
+            context = find_starts(e, b, context, run, tables, f"n0 + j < {columns} ? n0 + j : {columns - 1}")
         along_run = f"k{len(walk.segments)}"
 
         def square(ctx: Context, count: str) -> None:
@@ -331,31 +334,6 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held,
             with w.block(f"if ({last} > {whole})" if last else ""):
                 w.line(f"const long {along_run} = {whole}, count = {walk.run - whole};")
                 square(replace(context, lane=replace(context.lane, count="count")), "count")
-
-
-def _columns_found(e: RowEmitter, b: Expr, context: Context, columns: int) -> Context:
-    """Finds where the columns of a square start, once for all squares along the run, if that divides or looks up."""
-    w, lane, local = e.writer, context.lane, dict(context.local)
-    assert lane is not None
-    accesses = loads(b)
-    tensors = [access.tensor for access in accesses]
-    for number, access in enumerate(accesses):
-        start, within = split_by(e.pipeline.storages[access.tensor].at(access.index), {lane.axis})
-        looks_up = any(not isinstance(digit.axis, int) for _, digit in start.terms)
-        if tensors.count(access.tensor) > 1 or not (looks_up or has_division(start, context.axes.extents)):
-            continue
-        name = f"from{number}"
-        w.line(f"const float *{name}[SM_W];")
-        with w.loop("j", "SM_W"):
-            w.line(f"const long n = n0 + j < {columns} ? n0 + j : {columns - 1};")
-            w.line(f"{name}[j] = {e.pointers[access.tensor]} + {c_lin(start, context.axes)};")
-        local[access.tensor] = _reader(f"{name}[j]", within, access.dtype)
-    return replace(context, local=local)
-
-
-def _reader(pointer: str, within: Lin, dtype: DType) -> LocalReader:
-    """Reads a tensor from where a column of it starts."""
-    return lambda emitter, index: emitter.load_at(pointer, within, dtype)
 
 
 def _pack_chunk(e: RowEmitter, b: Expr, context: Context, target: str, columns: int, lanes: int) -> None:

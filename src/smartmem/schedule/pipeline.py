@@ -26,12 +26,13 @@ from smartmem.schedule.online import Softmax, divide_last, find, is_epilogue
 from smartmem.schedule.operand_a import batch_step, pack_operand, walk_of
 from smartmem.schedule.operand_b import is_dynamic
 from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, permuted
-from smartmem.schedule.tiling import Tiling, tile_columns, tile_rows
+from smartmem.schedule.row_blocks import key_block, tiling
+from smartmem.schedule.tiling import Tiling, tile_columns
 
 Array = np.ndarray[Any, Any]
 
 WHOLE_ROWS = 512  # keys up to which rows of scores are kept whole
-KEYS, BLOCK_ROWS = 512, 56  # of a block, at most
+HELD = 16  # floats at the start of scratch, where a kernel says what the rest holds from its thread's last task
 
 
 @dataclass
@@ -105,6 +106,12 @@ class Pipeline:
     def region_of(self, stage: Stage) -> Region:
         return next(r for r in self.regions if r.contraction is stage or any(s is stage for s in r.stages))
 
+    def within_region(self, stage: Stage) -> bool:
+        """Whether all that reads a local tensor is in the region that computes it."""
+        users = [s for s in self.stages if stage.name in tensors_read(s.body)]
+        own = self.region_of(stage)
+        return all(self.region_of(user) is own for user in users)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.kernel.output.shape
@@ -151,8 +158,8 @@ def prepare(
     pipeline.shared_step = _shared_step(pipeline)
     note_divisions(pipeline)
     if pipeline.softmax is not None:
-        pipeline.key_block = _key_block(pipeline)
-    pipeline.tiling = _tiling(pipeline)
+        pipeline.key_block = key_block(pipeline)
+    pipeline.tiling = tiling(pipeline)
     _place(pipeline)
     return pipeline
 
@@ -269,88 +276,6 @@ def _shared_step(pipeline: Pipeline) -> int | None:
     return step if step is not None and step <= max(walk.run, pipeline.target.lanes) else None
 
 
-def _tiling(pipeline: Pipeline) -> Tiling:
-    """Rows per tile and tiles per block.
-
-    Low problems keep all rows together if operand A and the local tensors of a block stay in half of L2; columns are
-    then divided among tasks. Blocks of about 56 rows are enough to hide reading operand B from a cache; tall problems
-    go in such blocks, and low ones whose column tasks would all compute local stages again. An operand B that no cache
-    holds from one call to the next is read as few times as A in the outer caches allows.
-    """
-    contracted = pipeline.contractions()
-    height = pipeline.height
-    if not contracted:
-        return Tiling(height, 1, min(32, height))
-    columns = [pipeline.flats[s.name].columns for s in contracted]
-    rows = tile_rows(pipeline.target, height, columns, pipeline.group_size)
-    count = -(-height // rows)
-    if pipeline.softmax is not None:
-        return Tiling(height, rows, max(1, min(BLOCK_ROWS // rows, count)))
-    target, streamed = pipeline.target, _streams(pipeline)
-    budget = 2 * target.l2 if streamed else target.l2 // 2
-    fitting = budget // (4 * _block_floats(pipeline)) // rows
-    again = target.tuned and height >= 2 * TALL_BLOCK and bool(_blocks(pipeline))
-    tall = (height >= TALL or again) and not (streamed or _is_attention(pipeline))
-    wanted = -(-TALL_BLOCK // rows) if tall or pipeline.shared_step is not None else count
-    group = max(1, min(fitting, wanted, count))
-    return Tiling(height, rows, -(-count // -(-count // group)))
-
-
-TALL, TALL_BLOCK = 512, 56
-STREAMED = 8  # times L2: constant operands larger than this come from main memory in every call
-
-
-def _key_block(pipeline: Pipeline) -> int:
-    """Keys of a block: both operands B of that many keys stay in a quarter of L2; a multiple of a tile's columns."""
-    softmax, target = pipeline.softmax, pipeline.target
-    assert softmax is not None
-    first, second = pipeline.contractions()
-    floats = math.prod(first.reduce) + pipeline.flats[second.name].columns
-    width = tile_columns(target, softmax.keys)
-    most = max(width, min(KEYS, target.l2 // 16 // floats))
-    blocks = -(-softmax.keys // most)
-    return -(-softmax.keys // blocks // width) * width
-
-
-def _is_attention(pipeline: Pipeline) -> bool:
-    return len(pipeline.contractions()) == 2
-
-
-def _streams(pipeline: Pipeline) -> bool:
-    """Whether a constant operand B is read from main memory, and its columns can be divided among tasks."""
-    last, target = pipeline.regions[-1].contraction, pipeline.target
-    if last is None or not target.tuned or is_dynamic(last, pipeline.constants):
-        return False
-    return 4 * math.prod(last.reduce) * pipeline.flats[last.name].columns > STREAMED * target.l2
-
-
-def _blocks(pipeline: Pipeline) -> list[Stage]:
-    """Local tensors with columns that later regions read: a block of rows of them lies in scratch."""
-    return [s for s in pipeline.stages[:-1] if s.shape[pipeline.rows :] and not _within_region(pipeline, s)]
-
-
-def _block_floats(pipeline: Pipeline) -> int:
-    """Floats per row that a block works on: its local tensors, and what operands A read from memory.
-
-    Rows of a window overlap: what a block reads is then about its part of the tensor.
-    """
-    local = {s.name for s in pipeline.stages[:-1]}
-    total = sum(pipeline.flats[s.name].columns for s in _blocks(pipeline))
-    for stage in pipeline.contractions():
-        walk = walk_of(pipeline, stage)
-        read = {branch.tensor for branch in walk.branches} - local
-        parts = sum(math.prod(pipeline.storages[name].shape) for name in read)
-        total += min(walk.depth, -(-parts // (pipeline.batches * pipeline.height)))
-    return max(1, total)
-
-
-def _within_region(pipeline: Pipeline, stage: Stage) -> bool:
-    """Whether all that reads a local tensor is in the region that computes it."""
-    users = [s for s in pipeline.stages if stage.name in tensors_read(s.body)]
-    own = pipeline.region_of(stage)
-    return all(pipeline.region_of(user) is own for user in users)
-
-
 def _place(pipeline: Pipeline) -> None:
     """Decides where each local tensor lives."""
     if pipeline.softmax is not None:  # exponentials take the place of their scores; rows' numbers outlive the block
@@ -362,7 +287,7 @@ def _place(pipeline: Pipeline) -> None:
     for stage in pipeline.stages[:-1]:
         if stage.name in pipeline.places:
             continue
-        same, region = _within_region(pipeline, stage), pipeline.region_of(stage)
+        same, region = pipeline.within_region(stage), pipeline.region_of(stage)
         if not stage.shape[pipeline.rows :]:
             if same:
                 pipeline.places[stage.name] = Place("scalar")

@@ -15,6 +15,7 @@ from smartmem.codegen.c_expr import (
     c_guards,
     lane_free,
     lookup_renderer,
+    vector_lookup,
 )
 from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.codegen.writer import Writer
@@ -30,7 +31,7 @@ from smartmem.schedule.nest import combined, initial, store_vector
 from smartmem.schedule.operand_a import walk_of
 from smartmem.schedule.operand_b import Packed, direct_b, emit_pack, held_of, is_dynamic
 from smartmem.schedule.pack_rows import is_packing, pack_row, pack_turned, turns
-from smartmem.schedule.pipeline import Pipeline, Region
+from smartmem.schedule.pipeline import HELD, Pipeline, Region
 from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
 
@@ -57,6 +58,7 @@ class RowEmitter:
         self.task = task
         self.values: dict[str, Value] = {}
         self._packed_at: dict[str, int] = {}
+        self._slots = 1  # in use, of what scratch holds
         self.mark = writer.mark()
 
     def packed_offset(self, stage: Stage) -> int:
@@ -68,21 +70,24 @@ class RowEmitter:
             self._packed_at[stage.name] = self.pipeline.reserve(-(-held.columns // width) * width * held.depth)
         return self._packed_at[stage.name]
 
+    def keep_slot(self) -> int | None:
+        """A new number of what scratch holds from one task to the next (see `HELD`), None if there is no more room."""
+        self._slots += 1
+        return self._slots - 1 if 2 * self._slots <= HELD else None
+
     # -- structure
 
     def function(self) -> None:
         p, w, task = self.pipeline, self.writer, self.task
-        w.line("float *const s = scratch;")
-        w.line("(void)s;")
+        w.line("long *const held = scratch;")
+        w.line(f"float *const s = (float *)scratch + {HELD};")
+        w.line("(void)s, (void)held;")
         dynamic = [s for s in p.contractions() if is_dynamic(s, p.constants) and direct_b(p, s) is None]
-        if dynamic and p.softmax is None:
-            w.line("long packed = -1;")
         with w.loop("t", "end", "begin"):
-            rest = "t"
-            if task.column_chunks > 1:  # the outer digit: a thread's tasks share columns, and with them weights
-                inner = task.count // task.column_chunks
-                w.line(f"const long c0 = {'t' if inner == 1 else f't / {inner}'} * {task.span};")
-                rest = f"t % {inner}"
+            rows = rest = "t"
+            if task.column_chunks > 1:  # the inner digit: a thread's tasks share rows, and what is local to them
+                w.line(f"const long c0 = t % {task.column_chunks} * {task.span};")
+                rows = rest = f"t / {task.column_chunks}"
             if p.batches > 1:
                 self._entries(rest if task.row_chunks == 1 else f"{rest} / {task.row_chunks}")
                 rest = f"{rest} % {task.row_chunks}"
@@ -91,12 +96,23 @@ class RowEmitter:
                 emit_key_blocks(self, dynamic)
             else:
                 if dynamic:
-                    with w.block(f"if (packed != {'b' if p.batches > 1 else '0'})"):
+                    with self._once("b" if p.batches > 1 else "0"):
                         for stage in dynamic:
                             emit_pack(self, stage)
-                        w.line(f"packed = {'b' if p.batches > 1 else '0'};")
+                kept = len(p.regions) - 1 if task.column_chunks > 1 and task.chunk <= p.tiling.group else 0
                 with self.blocks():
-                    self.regions(p.regions)
+                    if kept:
+                        with self._once(rows):
+                            self.regions(p.regions[:kept])
+                    self.regions(p.regions[kept:])
+
+    @contextmanager
+    def _once(self, what: str) -> Iterator[None]:
+        """Code that a thread runs once for all its tasks with the same number `what`: scratch keeps what it leaves."""
+        w = self.writer
+        with w.block(f"if (*held != {what})"):
+            yield
+            w.line(f"*held = {what};")
 
     def _tiles(self, chunk: str) -> None:
         """Declares the row tiles [low, high) of a chunk of rows."""
@@ -143,7 +159,8 @@ class RowEmitter:
         axes = Axes(names, flat.extents)
         axes = replace(axes, lookup=lookup_renderer(self.pipeline.storages, self.pointers))
         local = {s.name: self._reader(s) for s in self.pipeline.stages[:-1]}
-        return Context(axes, self.pipeline.storages, self.pointers, local, lane)
+        lookup = vector_lookup(self.pipeline.storages, self.pointers)
+        return Context(axes, self.pipeline.storages, self.pointers, local, lane, lookup)
 
     def _reader(self, stage: Stage) -> LocalReader:
         place = self.pipeline.places[stage.name]

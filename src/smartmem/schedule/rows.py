@@ -28,7 +28,7 @@ from smartmem.kernel.stage import Kernel, Stage, tensors_read
 from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Arguments, KernelCode, Target
 from smartmem.schedule.operand_b import prepare_weights
-from smartmem.schedule.pipeline import Pipeline, prepare
+from smartmem.schedule.pipeline import HELD, Pipeline, prepare
 from smartmem.schedule.roles import factors, is_contraction
 from smartmem.schedule.row_emitter import RowEmitter
 from smartmem.schedule.tasks import divide_work
@@ -103,7 +103,7 @@ def _emit(pipeline: Pipeline) -> KernelCode:
     emitter.function()
     family = _family(pipeline)
     return KernelCode(
-        writer.text(), arguments.buffers, task.count, 1, 4 * pipeline.scratch, packed.weights, family,
+        writer.text(), arguments.buffers, task.count, 1, 4 * (HELD + pipeline.scratch), packed.weights, family,
         pipeline.notes, pipeline.support,
     )  # fmt: skip
 

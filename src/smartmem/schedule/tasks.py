@@ -9,13 +9,13 @@ from smartmem.kernel.expr import cost
 from smartmem.kernel.stage import Kernel, Stage
 from smartmem.schedule.online import is_epilogue
 from smartmem.schedule.operand_b import b_tensors, is_dynamic
-from smartmem.schedule.pipeline import TALL_BLOCK, Pipeline, batch_axes
+from smartmem.schedule.pipeline import Pipeline, batch_axes
 from smartmem.schedule.roles import factors, is_contraction
+from smartmem.schedule.row_blocks import TALL_BLOCK, divides
 from smartmem.schedule.tiling import tile_columns
 
 TASKS = 16  # tasks wanted at least: a few per thread
-FEWEST = 8  # tasks wanted at least where more would compute much of the same again
-AGAIN = 1 / 32  # part of a task that may be local stages that other tasks compute, too
+FEWEST = 8  # tasks that a product has at least, unless it is small
 MOST_AGAIN = 1 / 16  # of a kernel's operations, that tasks may compute again rather than load
 LARGE_WEIGHTS = 1 << 20  # floats that not every task should read
 TASK_WORK = 1 << 17  # operations that are worth a task of their own
@@ -44,8 +44,8 @@ class Task:
 def divide_work(pipeline: Pipeline, width: int) -> Task:
     """The division of a pipeline whose last stage has `width` columns.
 
-    Rows come first: a chunk of rows computes everything that is local to it once. Columns are divided only where row
-    chunks are too few to share evenly, since every column chunk computes the local stages of its rows again.
+    Rows come first. Columns are divided where row chunks are too few to share evenly; a thread that takes several
+    columns of the same rows computes the local stages of these once.
     """
     tiling, batches = pipeline.tiling, pipeline.batches
     contracted = pipeline.contractions()
@@ -66,16 +66,14 @@ def divide_work(pipeline: Pipeline, width: int) -> Task:
     if not dynamic and contracted:
         chunk = -(-chunk // tiling.group) * tiling.group
     chunks = -(-tiling.count // chunk)
-    divides = len(contracted) == 1 and is_contraction_last(pipeline) and not dynamic
-    if batches == 1 and wanted > 1 and not (dynamic or divides):
+    by_columns = divides(pipeline)
+    if batches == 1 and wanted > 1 and not (dynamic or by_columns):
         chunks = _shared(chunks, tiling.count)
     batch_chunks, entries, columns, span = batches, 1, 1, width
     if pipeline.shared_step is not None:
         batch_chunks, entries = _column_chunks(batches, _missing(chunks, wanted))
-    elif divides:
+    elif by_columns:
         missing = _missing(chunks * batches, wanted)
-        if missing * chunks * batches > FEWEST and missing * _local_share(pipeline) > AGAIN:
-            missing = _missing(chunks * batches, FEWEST)
         panel = tile_columns(pipeline.target, width)
         columns, per = _column_chunks(-(-width // panel), missing)
         span = per * panel
@@ -119,15 +117,6 @@ def _column_chunks(panels: int, most: int) -> tuple[int, int]:
         if most > 1 and -(-panels // per) == count and wasted <= max(1, panels // 16) and (per >= 2 or panels <= 16):
             best = (count, per)
     return best
-
-
-def is_contraction_last(pipeline: Pipeline) -> bool:
-    return pipeline.regions[-1].contraction is not None
-
-
-def _local_share(pipeline: Pipeline) -> float:
-    """Operations of the stages before the last contraction, as a part of all."""
-    return _share_before(pipeline.stages, pipeline.contracted, pipeline.rows)
 
 
 def column_tasks(kernel: Kernel, constants: set[str]) -> str:

@@ -4,6 +4,7 @@ Both compute rows of ``c (+)= sum over segments q and k of A * B`` where A is gi
 per segment, `skip` apart, each good for k in [from, to), all moved by `shift` floats (to the batch entry).
 
     plain       a row of A is splatted, one float per k, times a few vectors of columns of B
+    even        the same with one table for all segments: `skip` is how far rows move from one to the next
     grouped     several batch entries (groups of a convolution) side by side are the lanes of one vector
 """
 
@@ -25,12 +26,12 @@ def _step(rows: int, vectors: int, b: str, k: str) -> str:
             }}"""
 
 
-def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
+def tile_function(rows: int, vectors: int, prefetch: int, even: bool = False) -> tuple[str, str]:
     """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
 
     It fetches `prefetch` cache lines of what comes next per four steps of k.
     """
-    name = f"sm_tile_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
+    name = f"sm_{'even' if even else 'tile'}_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
     fetch = f"for (int j = 0; j < {prefetch}; ++j) __builtin_prefetch(next + j * 16, 0, 2);"
     ahead = (
         f"""
@@ -40,8 +41,19 @@ def tile_function(rows: int, vectors: int, prefetch: int) -> tuple[str, str]:
         if prefetch
         else ""
     )
+    segments = "one table of row pointers for `segments`" if even else "`segments` tables of row pointers"
+    pointers = f"""\
+const float *row[{rows}];
+#pragma GCC unroll {rows}
+    for (int i = 0; i < {rows}; ++i) row[i] = a[i] + shift;"""
+    if even:
+        loop = f"""{pointers}
+    for (long q = 0; q < segments; ++q, from += skip, to += skip) {{"""
+    else:
+        loop = f"""for (long q = 0; q < segments; ++q, a += skip) {{
+        {pointers}"""
     text = f"""\
-/* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: `segments` tables of row pointers, `skip`
+/* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: {segments}, `skip`
    apart, each good for k in [from, to), all moved by `shift`; rows of c are `apart`. */
 static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long shift, long from,
                                              long to, const float *b, long stride, float *c, long apart, int first,
@@ -52,10 +64,7 @@ static __attribute__((noinline)) void {name}(const float *const *a, long segment
 #pragma GCC unroll {vectors}
         for (int j = 0; j < {vectors}; ++j) acc[i][j] = sm_splat(0.0f);
     (void)next;
-    for (long q = 0; q < segments; ++q, a += skip) {{
-        const float *row[{rows}];
-#pragma GCC unroll {rows}
-        for (int i = 0; i < {rows}; ++i) row[i] = a[i] + shift;
+    {loop}
         long k = from;
         for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
 #pragma GCC unroll 4

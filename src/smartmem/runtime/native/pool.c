@@ -91,6 +91,11 @@ static void sm_do_chunk(const sm_pool *pool, long chunk, int id) {
     pool->fn(pool->args, begin, end < pool->tasks ? end : pool->tasks, pool->scratch ? pool->scratch[id] : NULL);
 }
 
+/* Before the first chunk of a step that thread `id` does: its scratch holds nothing of this step. */
+static void sm_forget(const sm_pool *pool, int id) {
+    if (pool->scratch) *(long *)pool->scratch[id] = -1;
+}
+
 /* Does chunks as thread `id` until all shares are empty; returns how many. */
 static uint32_t sm_do_chunks(sm_pool *pool, int id) {
     uint32_t did = 0;
@@ -102,7 +107,10 @@ static uint32_t sm_do_chunks(sm_pool *pool, int id) {
             if (!atomic_compare_exchange_weak_explicit(&share->left, &left, left - 1, memory_order_acq_rel,
                                                        memory_order_acquire))
                 continue;
-            if (did == 0 && pool->spans != NULL) begin = sm_now();
+            if (did == 0) {
+                sm_forget(pool, id);
+                if (pool->spans != NULL) begin = sm_now();
+            }
             sm_do_chunk(pool, (long)(sm_share_begin(pool, pool->chunks, t + 1) - (uint32_t)left), id);
             did++;
             left = atomic_load_explicit(&share->left, memory_order_acquire);
@@ -208,8 +216,10 @@ int sm_pool_run_timed(sm_pool *pool, const sm_step *steps, int nsteps, void *con
         pool->spans = spans ? spans + 2 * (long)s * pool->threads : NULL;
         int shared = pool->chunks > 1 && pool->threads > 1;
         if (shared) sm_run_shared(pool);
-        else
+        else {
+            sm_forget(pool, 0);
             for (uint32_t c = 0; c < pool->chunks; c++) sm_do_chunk(pool, (long)c, 0);
+        }
         if (seconds_per_step) {
             double now = sm_now();
             seconds_per_step[s] = now - before;

@@ -14,7 +14,8 @@
 extern "C" {
 #endif
 
-/* Does tasks [begin, end).  `scratch` belongs to the running thread. */
+/* Does tasks [begin, end).  `scratch` belongs to the running thread.  Its first long is -1 in the first call of a thread
+ * in a step; what a kernel writes there says, in later calls of that thread and step, what the rest of scratch holds. */
 typedef void (*sm_kernel)(void *const *args, long begin, long end, void *scratch);
 
 typedef struct {
@@ -36,7 +37,7 @@ sm_pool *sm_pool_create(int threads);
 void sm_pool_destroy(sm_pool *pool);
 
 /* 0, or -1 and nothing done where a step is not valid (grain < 1, nargs > SM_MAX_ARGS).  `scratch` has one pointer for
- * each thread, or is NULL.  One run at a time: a second caller waits until the first is done. */
+ * each thread, to 8 bytes at least, or is NULL.  One run at a time: a second caller waits until the first is done. */
 int sm_pool_run(sm_pool *pool, const sm_step *steps, int nsteps, void *const *pointers, void *const *scratch);
 
 /* The same, with times: the wall-clock seconds of each step; and from when to when, in seconds since the call, thread t

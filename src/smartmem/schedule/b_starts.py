@@ -1,0 +1,109 @@
+"""Where rows or columns of a packed operand B start, found once: addresses that divide or look an index up.
+
+once per row, or per column of a square     not for every vector of it
+once for several batch entries              where only a digit of the entry matters (routes of a window of tokens
+                                            that all heads share): a table in scratch holds the starts, without the
+                                            part that moves with every entry
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from smartmem.codegen.c_expr import Context, Emitter, LocalReader, Value
+from smartmem.codegen.c_index import c_lin, has_division, split_by
+from smartmem.index.lin import Digit, Lin, Lookup, Mark, axes_of
+from smartmem.kernel.expr import Choose, DType, Expr, Load, loads
+from smartmem.kernel.expr import walk as walk_expr
+from smartmem.schedule.flatten import B
+
+if TYPE_CHECKING:
+    from smartmem.schedule.row_emitter import RowEmitter
+
+Tables = dict[int, tuple[str, Lin]]  # by access: the C name of its table of starts, and what is to be added
+
+
+def takes_time(address: Lin, extents: Sequence[int]) -> bool:
+    """Whether an address divides, or looks an index up."""
+    return has_division(address, extents) or any(not isinstance(digit.axis, int) for _, digit in address.terms)
+
+
+def _found(e: RowEmitter, b: Expr, extents: Sequence[int], inner: int) -> Iterator[tuple[int, Load, Lin, Lin]]:
+    """The loads whose start along the `inner` axis takes time: their number, the start and the rest of the address."""
+    accesses = loads(b)
+    tensors = [access.tensor for access in accesses]
+    if any(isinstance(node, Choose) for node in walk_expr(b)):  # an index may lie outside where a guard fails
+        return
+    for number, access in enumerate(accesses):
+        start, within = split_by(e.pipeline.storages[access.tensor].at(access.index), {inner})
+        if tensors.count(access.tensor) == 1 and takes_time(start, extents):
+            yield number, access, start, within
+
+
+def keep_starts(e: RowEmitter, b: Expr, context: Context, inner: int, axis: int, count: int) -> Tables:
+    """Fills tables of the starts at each of `count` coordinates of `axis`, where several batch entries share them.
+
+    Numbers behind the first of what scratch holds say for which entries; they count once the first is set.
+    """
+    w, p, tables = e.writer, e.pipeline, Tables()
+    for number, _, start, _ in _found(e, b, context.axes.extents, inner):
+        rest, varying = split_by(start, {axis})
+        every = math.gcd(p.batches, *(digit.lo for digit in _digits(varying, B)))
+        if every == 1 or not set(axes_of(varying)) <= {B, axis}:
+            continue
+        slot = e.keep_slot()
+        if slot is None:
+            return tables
+        name, kept = w.fresh("starts"), p.reserve(2 * count)
+        variable = context.axes.names[axis]
+        key = f"b / {every}" if every < p.batches else "0"
+        w.line(f"long *const {name} = (long *)(s + {kept});")
+        with w.block(f"if (*held == -1 || held[{slot}] != {key})"):
+            with w.loop(variable, count):
+                w.line(f"{name}[{variable}] = {c_lin(varying, context.axes)};")
+            w.line(f"held[{slot}] = {key};")
+        tables[number] = (f"{name}[{variable}]", rest)
+    return tables
+
+
+def _digits(value: Lin, axis: int) -> Iterator[Digit]:
+    """All digits of an axis that a Lin has, inside of marks and lookups, too."""
+    for _, digit in value.terms:
+        if digit.axis == axis:
+            yield digit
+        elif isinstance(digit.axis, Mark):
+            yield from _digits(digit.axis.lin, axis)
+        elif isinstance(digit.axis, Lookup):
+            for index in digit.axis.index:
+                yield from _digits(index, axis)
+
+
+def find_starts(e: RowEmitter, b: Expr, context: Context, inner: int, tables: Tables, column: str = "") -> Context:
+    """Finds where B starts along the `inner` axis, if that takes time: of a row, or of each column j of a square."""
+    w, local = e.writer, dict(context.local)
+    for number, access, start, within in _found(e, b, context.axes.extents, inner):
+        kept, rest = tables.get(number, ("", start))
+        name = f"from{number}"
+        text = f"{e.pointers[access.tensor]} + {f'{kept} + ' if kept else ''}{c_lin(rest, context.axes)}"
+        if column:
+            w.line(f"const float *{name}[SM_W];")
+            with w.loop("j", "SM_W"):
+                w.line(f"const long n = {column};")
+                w.line(f"{name}[j] = {text};")
+            name += "[j]"
+        else:
+            w.line(f"const float *const {name} = {text};")
+        local[access.tensor] = _reader(name, within, access.dtype)
+    return replace(context, local=local)
+
+
+def _reader(pointer: str, within: Lin, dtype: DType) -> LocalReader:
+    """Reads a tensor from where a row or a column of it starts."""
+
+    def read(emitter: Emitter, index: tuple[Lin, ...]) -> Value:
+        return emitter.load_at(pointer, within, dtype)
+
+    return read

@@ -1,0 +1,89 @@
+"""How the loops of a nest become tasks that threads share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from smartmem.codegen.c_expr import Lane
+from smartmem.codegen.writer import Writer
+from smartmem.kernel.expr import cost
+from smartmem.kernel.stage import Kernel
+from smartmem.schedule.loops import Jam, Nest
+
+TASKS = 64  # enough for threads to balance; more only costs calls
+TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """How the space loops become tasks: the first `outer` loops, and the lane cut into blocks of `block`; or, where
+    nothing else can be divided, `span` iterations each of the loop that slides (0: all in each task)."""
+
+    loops: tuple[int, ...]  # space loops other than the lane, outermost first
+    outer: int
+    blocks: int
+    block: int
+    tasks: int
+    span: int = 0
+
+    @staticmethod
+    def of(nest: Nest, kernel: Kernel, lane: Lane | None, jam: Jam | None) -> Tasks:
+        taken = {lane.axis if lane else -1, jam.axis if jam else -1}
+        loops = tuple(a for a in range(nest.space) if a not in taken)
+        elements = math.prod(nest.extents[: nest.space])
+        per_element = sum(cost(s.body) + 1 for s in kernel.stages) * max(
+            1, *(math.prod(s.reduce) for s in kernel.stages)
+        )
+        work = elements * per_element // (1 if lane is None else 4)
+        wanted = max(1, min(TASKS, work // TASK_WORK))
+        outer, tasks = 0, 1
+        while outer < len(loops) and tasks < wanted:
+            tasks *= nest.extents[loops[outer]]
+            outer += 1
+        blocks, block = 1, lane.extent if lane else 0
+        if lane is not None and tasks < wanted:
+            blocks = min(-(-wanted // tasks), -(-lane.extent // (4 * lane.width)))
+            block = -(-lane.extent // (blocks * lane.width)) * lane.width
+            blocks = -(-lane.extent // block)
+        if jam is not None and tasks * blocks == 1 and not jam.edges:
+            groups = -(-nest.extents[jam.axis] // jam.width)
+            span = -(-groups // min(wanted, groups)) * jam.width
+            return Tasks(loops, 0, 1, block, -(-nest.extents[jam.axis] // span), span)
+        return Tasks(loops, outer, blocks, block, tasks * blocks)
+
+    def sliding(self, extent: int) -> tuple[str, str]:
+        """Where the loop that slides starts and ends, as C."""
+        if self.span == 0:
+            return "0", str(extent)
+        last = f"(t + 1) * {self.span}"
+        return f"t * {self.span}", last if extent % self.span == 0 else f"({last} < {extent} ? {last} : {extent})"
+
+    def open(self, writer: Writer, nest: Nest, names: Mapping[int, str], loops: ExitStack) -> None:
+        """Declares the outer loop variables of task t and opens the loops inside a task."""
+        rest = "t"
+        if self.blocks > 1:
+            writer.line(f"const long part = t % {self.blocks};")
+            rest = f"(t / {self.blocks})" if self.outer else rest
+        inner = math.prod(nest.extents[a] for a in self.loops[: self.outer])
+        for axis in self.loops[: self.outer]:
+            inner //= nest.extents[axis]
+            text = rest if inner == 1 else f"{rest} / {inner}"
+            if axis != self.loops[0]:
+                text = f"({text}) % {nest.extents[axis]}"
+            writer.line(f"const long {names[axis]} = {text};")
+        for axis in self.loops[self.outer :]:
+            loops.enter_context(writer.loop(names[axis], nest.extents[axis]))
+
+    def lane_range(self, lane: Lane) -> tuple[str, str]:
+        if self.blocks == 1:
+            return "0", str(lane.extent)
+        high = f"(part + 1) * {self.block}"
+        if self.blocks * self.block > lane.extent:
+            high = f"(part == {self.blocks - 1} ? {lane.extent} : {high})"
+        return f"part * {self.block}", high
+
+    def has_tail(self, lane: Lane) -> bool:
+        return lane.extent % lane.width != 0
