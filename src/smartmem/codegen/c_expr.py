@@ -214,10 +214,12 @@ class Emitter:
         if lookup is None or len(moving.terms) != 1:
             return None
         ((stride, digit),) = moving.terms
-        whole = isinstance(digit.axis, Lookup) and digit.lo == 1 and digit.ext == digit.axis.ext
-        if not isinstance(digit.axis, Lookup) or not whole or not 0 < stride * digit.ext < 1 << 31:
+        index = digit.axis
+        if not isinstance(index, Lookup) or digit.lo != 1 or digit.ext != index.ext:
             return None
-        entries = lookup(digit.axis, self.context.axes, lane)
+        if not 0 < stride * index.ext < 1 << 31:
+            return None
+        entries = lookup(index, self.context.axes, lane)
         if entries is None:
             return None
         at = entries if stride == 1 else f"{entries} * sm_splat_i({stride})"

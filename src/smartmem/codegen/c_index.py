@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from smartmem.index.lin import Axis, Digit, Lin, Lookup, Mark, Term, axes_of
+from smartmem.index.lin import Axis, Digit, Lin, Lookup, Mark, Term, axes_of, parts_of
 
 # Renders the entry of an integer tensor as a C expression, with the given names of loop axes.
 LookupRenderer = Callable[[Lookup, "Axes"], str]
@@ -74,10 +74,8 @@ def along(value: Lin, lane: int, extent: int, width: int) -> Along:
                 stride += factor
             elif digit.lo % width:
                 return Along(None)
-        elif not isinstance(digit.axis, int):
-            values = (digit.axis.lin,) if isinstance(digit.axis, Mark) else digit.axis.index
-            if any(along(inner, lane, extent, width).stride != 0 for inner in values):
-                return Along(None)
+        elif any(along(part, lane, extent, width).stride != 0 for part in parts_of(digit.axis)):
+            return Along(None)
     return Along(stride)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from smartmem.counters.cache import Caches
 from smartmem.counters.profiles import CounterDevice
 from smartmem.counters.replay import Geometry, Traffic, replay, work
-from smartmem.index.lin import Lin, Lookup, Mark
+from smartmem.index.lin import Lin, parts_of
 from smartmem.layout.memory import LANES
 from smartmem.schedule.gpu.code import DeviceCode
 from smartmem.schedule.gpu.pattern import Access, Sweep
@@ -225,8 +225,7 @@ def _operations(value: Lin, sweep: Sweep) -> tuple[int, int, int, int]:
         axis = digit.axis
         extent = sweep.extents[axis] if isinstance(axis, int) else axis.ext
         modulos += digit.lo * digit.ext < extent
-        inner = (axis.lin,) if isinstance(axis, Mark) else axis.index if isinstance(axis, Lookup) else ()
-        for part in inner:
+        for part in parts_of(axis):
             more = _operations(part, sweep)
             adds, multiplies, divisions, modulos = (
                 adds + more[0], multiplies + more[1], divisions + more[2], modulos + more[3],

@@ -173,28 +173,29 @@ def _glue(terms: list[Term]) -> list[Term]:
     return glued
 
 
+def parts_of(axis: Axis) -> tuple[Lin, ...]:
+    """The Lins that a mark or a lookup is made of; none of a loop axis."""
+    if isinstance(axis, int):
+        return ()
+    return (axis.lin,) if isinstance(axis, Mark) else axis.index
+
+
 def axes_of(value: Lin) -> Iterator[int]:
     """The loop axes that `value` depends on, marks and lookups included (with repetitions)."""
     for _, digit in value.terms:
         if isinstance(digit.axis, int):
             yield digit.axis
-        elif isinstance(digit.axis, Mark):
-            yield from axes_of(digit.axis.lin)
-        else:
-            for index in digit.axis.index:
-                yield from axes_of(index)
+        for part in parts_of(digit.axis):
+            yield from axes_of(part)
 
 
 def pseudo_axes(value: Lin) -> Iterator[Mark | Lookup]:
     """The marks and lookups in `value`, outermost first."""
     for _, digit in value.terms:
-        if isinstance(digit.axis, Mark):
+        if not isinstance(digit.axis, int):
             yield digit.axis
-            yield from pseudo_axes(digit.axis.lin)
-        elif isinstance(digit.axis, Lookup):
-            yield digit.axis
-            for index in digit.axis.index:
-                yield from pseudo_axes(index)
+        for part in parts_of(digit.axis):
+            yield from pseudo_axes(part)
 
 
 def total(values: Iterable[Lin]) -> Lin:

@@ -166,6 +166,16 @@ def reindex(body: Expr, axes: tuple[Lin, ...], extents: tuple[int, ...]) -> Expr
     return rebuild(body, leaf, lambda g: Guard(substitute(g.lin, axes, extents), g.ext))
 
 
+def sliced(stage: Stage, axis: int, slices: int) -> Stage:
+    """The parts of a reduction: reduce axis number `axis` cut into `slices`, which are the first space axis."""
+    short = stage.reduce[axis] // slices
+    reduce = tuple(short if k == axis else extent for k, extent in enumerate(stage.reduce))
+    axes = [axis_digit(1 + a, extent) for a, extent in enumerate((*stage.shape, *reduce))]
+    axes[len(stage.shape) + axis] += axis_digit(0, slices) * short
+    body = reindex(stage.body, tuple(axes), stage.domain)
+    return replace(stage, shape=(slices, *stage.shape), reduce=reduce, body=body)
+
+
 def inline(stage: Stage, producer: Stage) -> Stage:
     """`stage` with every load of `producer` replaced by the producer's body: elimination and fusion in one operation.
 

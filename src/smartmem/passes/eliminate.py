@@ -41,7 +41,8 @@ def eliminate(module: Module) -> None:
             if stage.name not in needed:
                 continue
         result.append(stage)
-    module.steps = _without_dead(result, module)
+    module.steps = result
+    module.drop_dead()
     module.eliminated = True
 
 
@@ -156,25 +157,3 @@ def _at(value: Lin, axes: tuple[Lin, ...], extents: tuple[int, ...]) -> Lin:
     from smartmem.index.substitute import substitute
 
     return substitute(value, axes, extents)
-
-
-def _without_dead(steps: list[Stage | HostOp], module: Module) -> list[Stage | HostOp]:
-    """Drops stages that nothing reads any more."""
-    live = {v.name for v in module.outputs}
-    kept: list[Stage | HostOp] = []
-    for step in reversed(steps):
-        names = step.writes() if isinstance(step, HostOp) else [step.name]
-        reached = any(n in live or (n in module.windows and _root(n, module) in live) for n in names)
-        if not reached and not isinstance(step, HostOp):
-            continue
-        kept.append(step)
-        for name in step.reads() if isinstance(step, HostOp) else tensors_read(step.body):
-            live.add(name)
-            live.add(_root(name, module))
-    return kept[::-1]
-
-
-def _root(name: str, module: Module) -> str:
-    while name in module.windows:
-        name = module.windows[name].parent
-    return name

@@ -59,13 +59,14 @@ class _Fuser:
     backend: Backend
     kernels: list[Kernel | HostOp] = field(default_factory=list)
     pinned: set[str] = field(default_factory=set)
+    constants: set[str] = field(default_factory=set)
     consumers: dict[str, list[Kernel | HostOp]] = field(default_factory=dict)
 
     def run(self) -> None:
         self.pinned = self.module.pinned()
-        constants = set(self.module.constants)
+        self.constants = set(self.module.constants)
         for step in self.module.steps:
-            self.kernels.append(step if isinstance(step, HostOp) else _kernel(step, constants))
+            self.kernels.append(step if isinstance(step, HostOp) else _kernel(step, self.constants))
         for kernel in self.kernels:
             for name in _reads(kernel):
                 self.consumers.setdefault(name, []).append(kernel)
@@ -273,7 +274,7 @@ class _Fuser:
 
     def _tiles_compute(self, stage: Stage, consumer: Kernel) -> bool:
         """Whether several tiles of a product would compute `stage` anew, and it is not cheap."""
-        return cost(stage.body) > CHEAP and self.backend.tiles(consumer, set(self.module.constants)) > 1
+        return cost(stage.body) > CHEAP and self.backend.tiles(consumer, self.constants) > 1
 
     def _join_rows(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
         """The producer's stages as local stages of the consumer, at the consumer's rows."""
@@ -283,7 +284,7 @@ class _Fuser:
         return joined if self._schedulable(joined) else None
 
     def _schedulable(self, kernel: Kernel) -> bool:
-        return self.backend.schedulable(kernel, set(self.module.constants)) == ""
+        return self.backend.schedulable(kernel, self.constants) == ""
 
     def _record_apart(self) -> None:
         """Why each remaining producer and consumer pair was not fused."""
@@ -315,7 +316,7 @@ class _Fuser:
         if _is_pointwise(producer) and self._tiles_compute(producer.output, consumer):
             return "each tile of columns would compute it again, which costs more than a launch"
         joined = join_rows(producer, consumer)
-        reason = joined if isinstance(joined, str) else self.backend.schedulable(joined, set(self.module.constants))
+        reason = joined if isinstance(joined, str) else self.backend.schedulable(joined, self.constants)
         if legality(mapping_of(producer.stages), mapping_of(consumer.stages)) is Legality.ROWS:
             return f"both are many-to-many: {reason or 'no schedule takes the row pipeline'}"
         return reason or "fusing would repeat work"

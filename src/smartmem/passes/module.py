@@ -10,7 +10,7 @@ import numpy as np
 from smartmem.graph.ir import Node, Value
 from smartmem.index.map import IndexMap
 from smartmem.kernel.expr import DType
-from smartmem.kernel.stage import Kernel, Stage, looked_up
+from smartmem.kernel.stage import Kernel, Stage, looked_up, tensors_read
 from smartmem.layout.storage import Storage
 
 
@@ -126,6 +126,27 @@ class Module:
     def sharing(self) -> set[str]:
         """Tensors that lie in one buffer with others: windows and what they are windows of."""
         return set(self.windows) | {window.parent for window in self.windows.values()}
+
+    def drop_dead(self) -> None:
+        """Drops stages that nothing reads any more."""
+        live = {v.name for v in self.outputs}
+        kept: list[Stage | HostOp] = []
+        for step in reversed(self.steps):
+            names = step.writes() if isinstance(step, HostOp) else [step.name]
+            reached = any(n in live or (n in self.windows and self._root(n) in live) for n in names)
+            if not reached and not isinstance(step, HostOp):
+                continue
+            kept.append(step)
+            for name in step.reads() if isinstance(step, HostOp) else tensors_read(step.body):
+                live.add(name)
+                live.add(self._root(name))
+        self.steps = kept[::-1]
+
+    def _root(self, name: str) -> str:
+        """The tensor that a window is in, after all."""
+        while name in self.windows:
+            name = self.windows[name].parent
+        return name
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         shape = self.types[tensor][0]

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from smartmem.index.lin import Lin, axis_digit
+from smartmem.index.lin import axis_digit
 from smartmem.kernel.expr import load
-from smartmem.kernel.stage import Stage, reindex
+from smartmem.kernel.stage import Stage, sliced
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.backend import Predict
 from smartmem.schedule.roles import weighted_extents
@@ -64,16 +64,6 @@ def _split(stage: Stage, constants: set[str], predict: Predict) -> tuple[Stage, 
 
 def _in_two(stage: Stage, slices: int, axis: int) -> tuple[Stage, Stage]:
     """`stage` with its reduce axis number `axis` cut into `slices`."""
-    space = len(stage.shape)
-    short = stage.reduce[axis] // slices
-    shape = (slices, *stage.shape)
-    reduce = tuple(short if k == axis else extent for k, extent in enumerate(stage.reduce))
-    axes: list[Lin] = [axis_digit(1 + a, extent) for a, extent in enumerate(stage.shape)]
-    for k, extent in enumerate(reduce):
-        value = axis_digit(1 + space + k, extent)
-        axes.append(axis_digit(0, slices) * short + value if k == axis else value)
-    name = f"{stage.name}.part"
-    part = replace(stage, name=name, shape=shape, reduce=reduce, body=reindex(stage.body, tuple(axes), stage.domain))
-    index = (axis_digit(space, slices), *(axis_digit(a, extent) for a, extent in enumerate(stage.shape)))
-    total = replace(stage, reduce=(slices,), combine="sum", body=load(name, index, stage.dtype))
-    return part, total
+    part = replace(sliced(stage, axis, slices), name=f"{stage.name}.part")
+    index = (axis_digit(len(stage.shape), slices), *stage.space())
+    return part, replace(stage, reduce=(slices,), combine="sum", body=load(part.name, index, stage.dtype))

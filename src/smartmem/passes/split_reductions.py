@@ -15,12 +15,15 @@ A device with many compute units also cuts the pixels into slices, so that there
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 from smartmem.index.lin import Axis, Lin, axes_of, axis_digit, renumber
 from smartmem.index.refine import refine
 from smartmem.kernel.expr import cost, index_values, load
-from smartmem.kernel.stage import Stage, inline, reindex, tensors_read
+from smartmem.kernel.stage import Stage, inline, reindex, sliced, tensors_read
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.roles import factors
 
@@ -41,7 +44,7 @@ def split_reductions(module: Module, units: int = 0) -> None:
     cheap: dict[str, Stage] = {}
     epilogues = Epilogues()
     for step in module.steps:
-        if isinstance(step, Stage) and not epilogues.follows(step) and not step.reduce and cost(step.body) <= CHEAP:
+        if isinstance(step, Stage) and not epilogues.stored(step) and cost(step.body) <= CHEAP:
             cheap[step.name] = step
         refined = _refined(_computed(step, cheap)) if isinstance(step, Stage) and _is_long(step) else None
         axis = _shared_axis(refined) if refined is not None else None
@@ -58,7 +61,7 @@ def split_reductions(module: Module, units: int = 0) -> None:
 
 
 class Epilogues:
-    """Which pointwise stages follow a reduction (a convolution) element by element, so that its kernel stores them.
+    """Which stages follow a reduction (a convolution) element by element, so that its kernel stores them.
 
     What also reads statistics of that reduction (``x - mean(x)``) does not: they are known when all of it is done.
     """
@@ -66,31 +69,27 @@ class Epilogues:
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
         self._after: dict[str, int] = {}  # a bit for each reduction that a tensor depends on
-        self._chains: dict[str, int] = {}  # the bit of the reduction that a tensor follows
+        self._chains: dict[str, int] = {}  # the bit of the reduction that a tensor is, or follows
         self._count = 0
 
-    def follows(self, stage: Stage) -> bool:
-        """Whether a stage does; to be asked of all stages, in order."""
-        self._sizes[stage.name] = stage.size
+    def stored(self, stage: Stage) -> bool:
+        """Whether a stage is a reduction, or follows one; to be asked of all stages, in order."""
         read = tensors_read(stage.body)
-        after = 0
-        for name in read:
-            after |= self._after.get(name, 0)
-        chain = 0
+        same = [name for name in read if self._sizes.get(name) == stage.size]
         if stage.reduce:
             chain = 1 << self._count
             self._count += 1
         else:
-            same = [n for n in read if n in self._chains and self._sizes[n] == stage.size]
-            smaller = 0
-            for name in read:
-                if self._sizes.get(name) != stage.size:
-                    smaller |= self._after.get(name, 0)
-            chain = next((self._chains[n] for n in reversed(same) if not self._chains[n] & smaller), 0)
-        self._after[stage.name] = after | chain
-        if chain:
-            self._chains[stage.name] = chain
-        return bool(chain) and not stage.reduce
+            others = self._all_after(name for name in read if name not in same)
+            chains = (self._chains.get(name, 0) for name in reversed(same))
+            chain = next((bit for bit in chains if bit and not bit & others), 0)
+        self._sizes[stage.name] = stage.size
+        self._after[stage.name] = self._all_after(read) | chain
+        self._chains[stage.name] = chain
+        return bool(chain)
+
+    def _all_after(self, names: Iterable[str]) -> int:
+        return reduce(or_, (self._after.get(name, 0) for name in names), 0)
 
 
 def _computed(stage: Stage, cheap: dict[str, Stage]) -> Stage:
@@ -146,15 +145,8 @@ def _slices(part: Stage, units: int) -> int:
 
 def _cut(part: Stage, rest: Stage, slices: int) -> tuple[Stage, Stage]:
     """`part` with a slice axis in front, and `rest`, which reduces along it, too."""
-    space, short = len(part.shape), part.reduce[0] // slices
-    domain = (slices, *part.shape, short, *part.reduce[1:])
-    axes = [axis_digit(1 + a, n) for a, n in enumerate((*part.shape, short, *part.reduce[1:]))]
-    axes[space] += axis_digit(0, slices) * short
-    body = reindex(part.body, tuple(axes), part.domain)
-    cut = replace(part, shape=domain[: 1 + space], reduce=domain[1 + space :], body=body)
-    # of `rest` the space axes, the slice, and what it reduces along already
-    place = [len(rest.shape), *range(len(rest.shape)), len(rest.shape) + 1]
-    index = tuple(axis_digit(a, n) for a, n in zip(place, cut.shape, strict=True))
+    cut, space = sliced(part, 0, slices), len(rest.shape)
+    index = (axis_digit(space, slices), *rest.space(), axis_digit(space + 1, rest.reduce[0]))
     return cut, replace(rest, body=load(part.name, index, part.dtype), reduce=(slices, *rest.reduce))
 
 

@@ -54,9 +54,8 @@ def table_products(module: Module) -> None:
         module.types[stages[0].name] = (stages[0].shape, stages[0].dtype)
         module.definitions |= {stage.name: stage for stage in stages}
         steps += stages
-    read = {name for s in steps for name in (s.reads() if isinstance(s, HostOp) else tensors_read(s.body))}
-    needed = read | module.pinned()
-    module.steps = [s for s in steps if isinstance(s, HostOp) or s.name in needed or s.name not in sums]
+    module.steps = steps
+    module.drop_dead()
 
 
 def _rewritten(

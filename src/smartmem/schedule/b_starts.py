@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from smartmem.codegen.c_expr import Context, Emitter, LocalReader, Value
 from smartmem.codegen.c_index import c_lin, has_division, split_by
-from smartmem.index.lin import Digit, Lin, Lookup, Mark, axes_of
+from smartmem.index.lin import Digit, Lin, axes_of, parts_of
 from smartmem.kernel.expr import Choose, DType, Expr, Load, loads
 from smartmem.kernel.expr import walk as walk_expr
 from smartmem.schedule.flatten import B
@@ -74,11 +74,8 @@ def _digits(value: Lin, axis: int) -> Iterator[Digit]:
     for _, digit in value.terms:
         if digit.axis == axis:
             yield digit
-        elif isinstance(digit.axis, Mark):
-            yield from _digits(digit.axis.lin, axis)
-        elif isinstance(digit.axis, Lookup):
-            for index in digit.axis.index:
-                yield from _digits(index, axis)
+        for part in parts_of(digit.axis):
+            yield from _digits(part, axis)
 
 
 def find_starts(e: RowEmitter, b: Expr, context: Context, inner: int, tables: Tables, column: str = "") -> Context:

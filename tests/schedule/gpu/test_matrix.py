@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from tests.support.random_graphs import Array, Builder
 
 from smartmem.compiler import build_device_program
-from smartmem.device import Device, DeviceOptions
+from smartmem.device import Device, DeviceOptions, Memory, Precision
 from smartmem.runtime.cache import Cache
 from smartmem.runtime.opencl.model import DeviceModel
 from smartmem.runtime.opencl.program import DeviceProgram
@@ -56,12 +56,6 @@ inline void sm_emulate_upper(float *c, const uint *a, const uint *b, __local uin
     }
     barrier(CLK_LOCAL_MEM_FENCE);
 }
-inline void sm_split(uint *x, uint *lower) {
-    const float value = as_float(*x), upper = as_float((*x + 0x1000u) & 0xffffe000u);
-    *x = as_uint(upper);
-    *lower = upper == value ? 0u : as_uint(value - upper);
-}
-#define sm_split_finite sm_split
 inline void sm_emulate_load(uint *r, const __local void *row, int count, int turned, __local uint *all) {
     const int lane = get_local_id(0) % 32;
     __local uint *warp = all + get_local_id(0) / 32 * 32 * 6;
@@ -175,12 +169,12 @@ def attention(g: Builder) -> list[str]:
 @pytest.mark.parametrize(
     ("memory", "precision", "limit"), [("buffer", "fp16", 3e-3), ("texture", "fp16", 3e-3), ("buffer", "fp32", 2e-6)]
 )
-def test_products(device: Device, tmp_path, case, memory: str, precision: str, limit: float) -> None:
+def test_products(device: Device, tmp_path, case, memory: Memory, precision: Precision, limit: float) -> None:
     g = Builder(11)
     model: onnx.ModelProto = g.model(case(g))
     feeds: dict[str, Array] = g.feeds()
     expected = ReferenceEvaluator(model).run(None, feeds)
-    options = DeviceOptions(memory, precision, check=True)  # type: ignore[arg-type]
+    options = DeviceOptions(memory, precision, check=True)
     units = replace(device, matrix_units=True)
     program = emulated(build_device_program(model, level="full", device=units, options=options))
     count = sum(text.count("__local uint exchange[") for text in program.sources.values())
@@ -192,12 +186,12 @@ def test_products(device: Device, tmp_path, case, memory: str, precision: str, l
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_upsampled_rows_are_copied(device: Device, precision: str) -> None:
+def test_upsampled_rows_are_copied(device: Device, precision: Precision) -> None:
     """Loads through registers, one channel at a time, took ten times as long as copies."""
     g = Builder(11)
     model = g.model([upsampled(g, stored(g, 1, 16, 9, 10))])
     units = replace(device, matrix_units=True)
-    options = DeviceOptions("buffer", precision)  # type: ignore[arg-type]
+    options = DeviceOptions("buffer", precision)
     program = build_device_program(model, level="full", device=units, options=options)
     (text,) = [t for t in program.sources.values() if "sm_multiply" in t.replace(matrix.PTX, "")]
     assert "sm_copy_16(A" in text and "next_A" not in text

@@ -89,7 +89,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     parameters = [*arguments.parameters, *([matrix.POOL] if dynamic else [])]
     return DeviceCode(
         w.text(), parameters, arguments.slots, size, (items, 1, 1), weights, "contraction", [note],
-        matrix.PTX if on_matrix_units else "", arguments.sweeps, arguments.checks, dynamic,
+        matrix.SUPPORT if on_matrix_units else "", arguments.sweeps, arguments.checks, dynamic,
     )  # fmt: skip
 
 

@@ -79,6 +79,8 @@ inline void sm_copy_8(__local void *to, const __global void *from, int inside) {
 }
 #define sm_copied() asm volatile("cp.async.commit_group;" ::: "memory")
 #define sm_wait_copies(n) asm volatile("cp.async.wait_group " #n ";" ::: "memory")
+"""
+SPLIT = """\
 /* A float as the sum of two numbers of 11 bits: `x` keeps the nearest one, so that the rest may have either sign, and
    what is left out of products does not add up. */
 inline void sm_split_finite(uint *x, uint *lower) {
@@ -92,6 +94,7 @@ inline void sm_split(uint *x, uint *lower) {
     *lower = as_uint(fmin(value - as_float(*x), 0x1p117f)); /* the rest of an infinity is no NaN */
 }
 """
+SUPPORT = PTX + SPLIT  # functions that kernels with such products call
 ELEMENT = {"half": "ushort", "float": "float"}  # how values of a `Form.kind` are declared in local memory
 
 
