@@ -238,6 +238,30 @@ def test_idle_workers_sleep(library: ctypes.CDLL) -> None:
     library.sm_pool_destroy(pool)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads move between processors on Linux only")
+def test_beside_a_busy_process(library: ctypes.CDLL) -> None:
+    """Workers that give way do all their tasks, and may run on every processor afterwards."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            pool = library.sm_pool_create(2)
+            out = np.zeros(2000, np.int32)
+            pointers = (ctypes.c_void_p * 1)(out.ctypes.data)
+            steps = (Step * 20)(*(make_step(library, "uneven", out.size, 50, [0]) for _ in range(20)))
+            runs, end = 0, time.monotonic() + 1
+            while time.monotonic() < end:
+                assert library.sm_pool_run(pool, steps, 20, pointers, None) == 0
+                runs += 1
+            assert (out == 20 * runs).all()
+            time.sleep(0.02)  # until the worker, too, has nothing more to do
+            masks = {
+                os.sched_getaffinity(int(thread)) == os.sched_getaffinity(0) for thread in os.listdir("/proc/self/task")
+            }
+            assert masks == {True}
+            library.sm_pool_destroy(pool)
+        finally:
+            busy.kill()
+
+
 def test_time_of_steps(library: ctypes.CDLL) -> None:
     out = np.zeros(4000, np.int32)
     pointers = (ctypes.c_void_p * 1)(out.ctypes.data)

@@ -16,10 +16,17 @@
  *
  * Both waits spin first and then sleep on a condition variable.  A sleeper announces itself before it looks for the last
  * time, the other side publishes before it looks for sleepers, both sequentially consistent: one of them sees the other.
+ *
+ * Beside other busy processes what costs most is to wait for a thread that lost its processor in the middle of a chunk.
+ * So workers give way between steps, of their own accord (sm_give_way); Linux only.
  */
+#ifdef __linux__
+#define _GNU_SOURCE
+#endif
 #include "pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -27,9 +34,15 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/resource.h>
+#endif
 
-enum { SM_LINE = 128 };                     /* two cache lines: neighbours are fetched in pairs */
-static const double SM_SPIN_SECONDS = 30e-6;
+enum { SM_LINE = 128 };                         /* two cache lines: neighbours are fetched in pairs */
+static const double SM_SPIN_SECONDS = 300e-6;
+static const double SM_TURN_SECONDS = 500e-6;   /* of a worker, until it gives way */
+static const double SM_WATCH_SECONDS = 20e-3;   /* how often the caller looks whether it has a processor for itself */
+static const double SM_PREEMPT_SECONDS = 10e-3; /* it has not, if it is preempted more often than that */
 static const size_t SM_STACK_BYTES = 4u << 20;
 
 typedef struct {
@@ -54,6 +67,10 @@ struct sm_pool {
     double start;  /* of a timed run */
     int spin; /* 0 with more threads than processors: then a spinning thread only keeps another from its work */
     int threads;
+    _Atomic int processor; /* that the caller is on */
+    _Atomic int alone;     /* whether the caller has that for itself */
+    double watched;        /* when that was found; how often the caller had been preempted until then */
+    long preempted;
 
     _Alignas(SM_LINE) _Atomic uint32_t pending; /* chunks not yet reported as done */
     _Alignas(SM_LINE) _Atomic int sleepers;     /* workers asleep */
@@ -137,9 +154,50 @@ static int sm_spin_while(const sm_pool *pool, const _Atomic uint32_t *word, uint
     }
 }
 
+#ifdef __linux__
+/* The caller, before a run: does it have a processor for itself? */
+static void sm_watch(sm_pool *pool) {
+    double now = sm_now();
+    if (now - pool->watched < SM_WATCH_SECONDS) return;
+    struct rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    double times = (double)(usage.ru_nivcsw - pool->preempted);
+    atomic_store_explicit(&pool->alone, times * SM_PREEMPT_SECONDS < now - pool->watched, memory_order_relaxed);
+    pool->preempted = usage.ru_nivcsw;
+    pool->watched = now;
+}
+
+/* The caller, before a step: where is it? */
+static void sm_locate(sm_pool *pool) { atomic_store_explicit(&pool->processor, sched_getcpu(), memory_order_relaxed); }
+
+/* A worker, between two steps.  Woken beside busy processes it often finds itself on the caller's processor, where they
+ * would take turns: it moves to another.  And it lets others run now, before the system makes it within a chunk; not
+ * where the caller is preempted, too, for then both would seldom run at the same time. */
+static void sm_give_way(sm_pool *pool, double *since) {
+    if (!pool->spin) return;
+    int processor = atomic_load_explicit(&pool->processor, memory_order_relaxed);
+    if (sched_getcpu() == processor) {
+        cpu_set_t all, others;
+        if (sched_getaffinity(0, sizeof all, &all) != 0) return;
+        others = all;
+        CPU_CLR((size_t)processor, &others);
+        if (CPU_COUNT(&others) != 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+            sched_setaffinity(0, sizeof all, &all);
+    }
+    if (!atomic_load_explicit(&pool->alone, memory_order_relaxed) || sm_now() - *since < SM_TURN_SECONDS) return;
+    sched_yield();
+    *since = sm_now();
+}
+#else
+static void sm_watch(sm_pool *pool) { (void)pool; }
+static void sm_locate(sm_pool *pool) { (void)pool; }
+static void sm_give_way(sm_pool *pool, double *since) { (void)pool, (void)since; }
+#endif
+
 static void *sm_work(void *argument) {
     sm_worker *self = argument;
     sm_pool *pool = self->pool;
+    double since = 0.0;
     uint32_t seen = 0;
     for (;;) {
         if (!sm_spin_while(pool, &pool->epoch, seen, 0)) {
@@ -157,6 +215,7 @@ static void *sm_work(void *argument) {
             pthread_cond_signal(&pool->done);
             pthread_mutex_unlock(&pool->mutex);
         }
+        sm_give_way(pool, &since);
     }
 }
 
@@ -181,6 +240,7 @@ static void sm_run_shared(sm_pool *pool) {
         atomic_store_explicit(&pool->shares[t].left, left, memory_order_release);
         begin = end;
     }
+    sm_locate(pool);
     atomic_store(&pool->epoch, epoch);
     sm_wake(pool, pool->chunks - 1);
     uint32_t did = sm_do_chunks(pool, 0);
@@ -204,6 +264,7 @@ int sm_pool_run_timed(sm_pool *pool, const sm_step *steps, int nsteps, void *con
         if (!sm_valid(&steps[s])) return -1;
     pthread_mutex_lock(&pool->run);
     pool->scratch = scratch;
+    sm_watch(pool);
     double before = seconds_per_step ? sm_now() : 0.0;
     pool->start = before;
     for (int s = 0; s < nsteps; s++) {
