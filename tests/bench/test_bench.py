@@ -15,7 +15,7 @@ from tests.bench import fakes
 
 from smartmem.bench import networks, rounds, run, runner, worker
 from smartmem.bench.networks import Case
-from smartmem.bench.options import Options
+from smartmem.bench.options import Options, find_device
 from smartmem.bench.page import page
 from smartmem.bench.peers import PEERS, peer_class
 from smartmem.bench.peers.base import Peer, count_kinds, telling_line
@@ -252,6 +252,27 @@ def test_groups_share_an_anchor(fake, monkeypatch):
     assert (rows["full"].runs, rows["naive"].runs) == (4, 1)
     assert rows["full"].drift >= 1.0
     assert rows["naive"].drift is None
+
+
+def test_the_floor_is_no_peer(tmp_path, monkeypatch, capsys):
+    """A real loop in a real worker, beside ONNX Runtime: it answers nothing, and no ratio is to it."""
+    pytest.importorskip("onnxruntime")
+    from tests.support.fake_compiler import write_model
+
+    model = write_model(tmp_path / "tiny.onnx")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    given = Options(model, against=("onnxruntime",), floor=True, levels=(), shapes={"x": (5, 8)}, rounds=1, threads=2)
+    result = measure(given)
+    floor, peer = result.rows
+    assert (floor.runner, floor.floor_ratio, floor.ratio, floor.relative_error) == ("floor", 1.0, None, None)
+    assert peer.ratio == 1.0
+    assert peer.floor_ratio == peer.median_ms / floor.median_ms
+    assert list(result.references.values()) == ["onnxruntime"]
+    show(result)
+    assert "x floor" in capsys.readouterr().out
+    assert "x floor" in page(result)
+    with pytest.raises(InputError, match="--floor is the CPU's"):
+        find_device(dataclasses.replace(given, device="opencl"))
 
 
 def test_cpu_time(fake, capsys):

@@ -42,7 +42,8 @@ def test_torch_module_in_its_precision(tmp_path, monkeypatch, precision, dtype):
     peer.load(given)
     found = peer.run()["logits"]
     assert found.dtype == dtype
-    np.testing.assert_allclose(found, wanted, rtol=1e-2 if dtype == "float16" else 1e-6)
+    tolerance = 1e-2 if dtype == "float16" else 1e-6
+    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
     count = len(synchronized)
     assert peer.seconds() > 0 and len(synchronized) == count + 1
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.support.programs import tiny, with_host
 
 import smartmem.profile.machine as rates
 from smartmem.errors import InputError
-from smartmem.profile.machine import Machine, machine, peak_program
+from smartmem.profile.machine import Machine, machine, multiply_adds, peak_program
 from smartmem.profile.measure import check_kernels, measure
 from smartmem.profile.show import renderable
 from smartmem.profile.trace import trace
@@ -70,6 +71,15 @@ def test_peak_rates_are_measured_once(cache, monkeypatch) -> None:
         machine(1, cache, find_compiler(), again=True)
     faster = Machine(found.cpu, 1, found.flops * 2, tuple((size, rate / 2) for size, rate in found.bandwidth))
     assert found.better(faster) == Machine(found.cpu, 1, found.flops * 2, found.bandwidth)
+
+
+@pytest.mark.parametrize(("count", "threads"), [(1, 1), (5_000_000, 2), (313_000_000_000, 3)])
+def test_a_loop_of_so_many_multiply_adds(count: int, threads: int) -> None:
+    program = multiply_adds(count, threads, "native")
+    (step,) = program.steps
+    loops = int(re.search(r"i < (\d+); i \+= SM_W", program.sources["peak.c"])[1])
+    did = step.tasks * loops * rates.CHAINS
+    assert count <= did < count + step.tasks * rates.CHAINS * 64
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

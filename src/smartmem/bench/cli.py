@@ -19,6 +19,9 @@ def bench(
     against: Annotated[
         str, typer.Option(metavar="NAME,...|all", help="Other runtimes; empty: none; all: what is installed.")
     ] = "onnxruntime",
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Also time a loop of as many multiply-adds as the network has.")
+    ] = False,
     shape: Shape = None,
     levels: Annotated[str, typer.Option(help="Levels to measure.")] = ",".join(LEVELS),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over all runners.")] = 10,
@@ -104,6 +107,7 @@ def bench(
         model=model,
         networks=_words(models),
         against=_words(against),
+        floor=floor,
         levels=_words(levels),
         shapes=parse_shapes(shape or []),
         rounds=rounds,

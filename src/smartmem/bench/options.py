@@ -19,6 +19,7 @@ class Options:
         model: an ONNX file; None: networks of the zoo.
         networks: of the zoo; empty: all.
         against: peers; `ALL` stands for every one that is installed.
+        floor: whether a loop of as many multiply-adds as the network has takes its turns, too.
         batch, resolution: of the zoo's networks, as `smartmem zoo export` takes them.
         zoo_dir: where the exports are; None: in the cache.
         work: where what preparation made stays for later runs; None: a temporary folder.
@@ -38,6 +39,7 @@ class Options:
     model: Path | None = None
     networks: tuple[str, ...] = ()
     against: tuple[str, ...] = ("onnxruntime",)
+    floor: bool = False
     levels: tuple[str, ...] = LEVELS
     batch: int = 1
     resolution: int | None = None
@@ -67,7 +69,8 @@ def find_device(options: Options) -> Device | None:
     """Where smartmem runs; None is the CPU.
 
     Raises:
-        InputError: an unknown word, no such device, or a peer for GPUs while smartmem runs on the CPU.
+        InputError: an unknown word, no such device, a peer for GPUs while smartmem runs on the CPU, or a floor while it
+            does not.
         RuntimeFailure: there is no OpenCL.
     """
     from smartmem import api
@@ -79,6 +82,8 @@ def find_device(options: Options) -> Device | None:
     device = None
     for kind in kinds:
         device = api.find_device(options.device, kind)
+    if device is not None and options.floor:
+        raise InputError("--floor is the CPU's, and smartmem would run on another device: leave it out")
     on_gpu = [name for name in options.against if name in GPU_PEERS]
     if device is None and on_gpu:
         raise InputError(f"{on_gpu[0]} runs on a GPU, and smartmem would run on the CPU: give --device opencl")
@@ -107,8 +112,8 @@ def check(options: Options) -> tuple[str, ...]:
     check_known("level", options.levels, LEVELS)
     check_known("network", options.networks, NETWORKS)
     check_known("clock", [options.clock], ("wall", "cpu"))
-    if not options.levels and not options.against:
-        raise InputError("nothing to measure: give --levels or --against")
+    if not options.levels and not options.against and not options.floor:
+        raise InputError("nothing to measure: give --levels, --against or --floor")
     if options.environments is not None and not options.environments.is_dir():
         raise InputError(f"{options.environments}: no such folder of virtual environments")
     return tuple(dict.fromkeys(options.networks)) or tuple(NETWORKS)

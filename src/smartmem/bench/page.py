@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 
 from smartmem.bench.charts import CLIP, breakdown, by_placement, counts, furthest, latency, milliseconds
-from smartmem.bench.peers import SMARTMEM
+from smartmem.bench.peers import FLOOR, SMARTMEM
 from smartmem.bench.result import Result, Row
 from smartmem.bench.table import conditions, number
 from smartmem.levels import LEVELS
@@ -91,7 +91,7 @@ def _overview(result: Result) -> str:
     ratios: dict[str, list[float]] = {precision: [] for precision in precisions}
     for model in result.models():
         rows = {row.label: row for row in result.of(model)}
-        best = min((row.median_ms for row in rows.values() if row.median_ms), default=None)
+        best = min((row.median_ms for row in rows.values() if row.median_ms and row.runner != FLOOR), default=None)
         cells = "".join(_median(rows.get(label), best) for _, label in columns)
         for precision, found in ratios.items():
             ours = [row.ratio for row in furthest(list(rows.values())) if row.ratio and row.precision == precision]
@@ -141,8 +141,8 @@ def _network(model: str, result: Result) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     titles = (
-        "runner", "version", "median ms", "p10", "p90", "x best peer", "relative error", "rounds", "runs", "prepare s",
-        "operators", "kernels", "layout", "peak memory", "group", "",
+        "runner", "version", "median ms", "p10", "p90", "x best peer", "x floor", "relative error", "rounds", "runs",
+        "prepare s", "operators", "kernels", "layout", "peak memory", "group", "",
     )  # fmt: skip
     lines = []
     for row in rows:
@@ -153,6 +153,7 @@ def _table(rows: Sequence[Row]) -> str:
             number(row.p10_ms, ".3f"),
             number(row.p90_ms, ".3f"),
             number(row.ratio, ".2f"),
+            number(row.floor_ratio, ".2f"),
             number(row.relative_error, ".2g"),
             number(row.rounds or None, "d"),
             number(row.runs or None, "d"),

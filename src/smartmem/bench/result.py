@@ -29,6 +29,7 @@ class Row:
         median_ms, p10_ms, p90_ms, min_ms: of all measured runs; None where it failed or was only prepared.
         ratio: median over that of the best peer in the same precision: below 1 is faster than every peer. None without
             such peers.
+        floor_ratio: median over that of the floor, a loop of as many multiply-adds (`--floor`).
         relative_error: largest over the outputs, against the reference.
         rounds, runs: in how many rounds it took part, and how many runs were measured in them.
         once_ms: one run during preparation, the second after loading.
@@ -48,6 +49,7 @@ class Row:
     p90_ms: float | None = None
     min_ms: float | None = None
     ratio: float | None = None
+    floor_ratio: float | None = None
     relative_error: float | None = None
     rounds: int = 0
     runs: int = 0

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from smartmem.bench.peers import FLOOR, SMARTMEM
 from smartmem.bench.runner import Runner
 
 SPARE = 1 << 30  # bytes of memory that stay free
@@ -118,8 +119,11 @@ def _summarize(runners: Sequence[Runner]) -> None:
             medians = [statistics.median(burst) for burst in runner.bursts.values() if burst]
             row.drift = max(medians) / min(medians) if len(medians) > 1 else None
     rows = [runner.row for runner in runners]
+    floor = next((row.median_ms for row in rows if row.runner == FLOOR), None)
     for row in rows:
-        peers = [peer for peer in rows if peer.level is None and peer.half == row.half]
+        peers = [peer for peer in rows if peer.runner not in (SMARTMEM, FLOOR) and peer.half == row.half]
         best = min((peer.median_ms for peer in peers if peer.median_ms), default=None)
-        if best and row.median_ms:
+        if best and row.median_ms and row.runner != FLOOR:
             row.ratio = row.median_ms / best
+        if floor and row.median_ms:
+            row.floor_ratio = row.median_ms / floor

@@ -18,7 +18,7 @@ from pathlib import Path
 from smartmem.bench.judge import Judge
 from smartmem.bench.networks import Case, of_file, of_zoo, zoo_folder
 from smartmem.bench.options import Options, check, described, find_device
-from smartmem.bench.peers import ALL, GPU_PEERS, PEERS, SMARTMEM
+from smartmem.bench.peers import ALL, FLOOR, GPU_PEERS, PEERS, SMARTMEM
 from smartmem.bench.result import Result, Row, machine, now
 from smartmem.bench.rounds import Report, busy_processes, time_runners
 from smartmem.bench.runner import Runner
@@ -116,13 +116,13 @@ def _rows(options: Options, on_device: bool, threads: int, folder: Path) -> tupl
     peers = [name for name in PEERS if name in options.against or name in everything]
     rows: list[Row] = []
     missing: dict[str, str] = {}
-    for name in ([SMARTMEM] if levels else []) + peers:
+    for name in ([SMARTMEM] if levels else []) + ([FLOOR] if options.floor else []) + peers:
         row = Row("", name)
         Runner(row, Case("", Path()), folder / name, options, threads).version()
         if name == SMARTMEM:
             placements = [(m, p) for p in options.precisions for m in options.memories] if on_device else [("", "")]
             rows += [replace(row, level=each, memory=m, precision=p) for each in levels for m, p in placements]
-        elif row.error and name not in options.against:
+        elif row.error and name in everything and name not in options.against:
             missing[name] = row.error
         else:
             rows += [replace(row, precision=p) for p in (options.precisions if name in GPU_PEERS else [""])]

@@ -24,7 +24,7 @@ from typing import Any
 
 from smartmem.bench.networks import Case
 from smartmem.bench.options import Options
-from smartmem.bench.peers import SMARTMEM, peer_class
+from smartmem.bench.peers import FLOOR, SMARTMEM, peer_class
 from smartmem.bench.process import Worker, WorkerError
 from smartmem.bench.result import Row
 from smartmem.runtime.fingerprint import source_digest
@@ -191,7 +191,7 @@ class Runner:
         """What a preparation follows from; a changed adapter (or compiler, which is ours) makes another one."""
         adapter = sys.modules[peer_class(self.row.runner).__module__].__file__ or ""
         model = self._case.model.stat() if self._case.model.is_file() else None
-        ours = self.row.runner == SMARTMEM
+        ours = self.row.runner in (SMARTMEM, FLOOR)
         return {
             "model": [str(self._case.model.absolute()), model and model.st_size, model and model.st_mtime_ns],
             "version": self.row.version,

@@ -7,8 +7,10 @@ from rich.text import Text
 from smartmem.bench.result import Result, Row
 from smartmem.report.tables import console, size, table
 
+FLOOR_COLUMN = ">x floor"
 COLUMNS = (
-    "runner", ">median ms", ">p10–p90", ">x best peer", ">rel. error", ">ops", ">kernels", ">layout", ">peak", "",
+    "runner", ">median ms", ">p10–p90", ">x best peer", FLOOR_COLUMN, ">rel. error", ">ops", ">kernels", ">layout",
+    ">peak", "",
 )  # fmt: skip
 
 
@@ -17,7 +19,9 @@ def show(result: Result) -> None:
     out = console()
     for model in result.models():
         rows = result.of(model)
-        out.print(table(model, COLUMNS, [_cells(row, result.rounds) for row in rows]))
+        floor = any(row.floor_ratio for row in rows)
+        columns = [column for column in COLUMNS if floor or column != FLOOR_COLUMN]
+        out.print(table(model, columns, [_cells(row, result.rounds, floor) for row in rows]))
         if reference := result.references.get(model):
             drift = next((f"; speed changed by {row.drift:.2f} between groups" for row in rows if row.drift), "")
             out.print(f"errors against {reference}{drift}\n")
@@ -32,12 +36,13 @@ def show(result: Result) -> None:
         out.print(f"left out: {name}: {reason}")
 
 
-def _cells(row: Row, rounds: int) -> tuple[object, ...]:
+def _cells(row: Row, rounds: int, floor: bool) -> tuple[object, ...]:
     return (
-        row.label if row.level else f"{row.label} {row.version}",
+        row.label if row.level else f"{row.label} {row.version}".strip(),
         number(row.median_ms, ".3f"),
         "-" if row.p10_ms is None or row.p90_ms is None else f"{row.p10_ms:.3f}–{row.p90_ms:.3f}",
         number(row.ratio, ".2f"),
+        *([number(row.floor_ratio, ".2f")] if floor else []),
         number(row.relative_error, ".2g"),
         number(row.operators, "d"),
         number(row.kernels, "d"),

@@ -28,20 +28,24 @@ CHAINS = 12  # independent multiply-adds in flight: latency times throughput of 
 FMA_LOOPS = 1 << 22  # lanes that each chain goes through per task
 LARGEST = 1 << 28  # bytes; no cache that a few cores share holds them
 FOOTPRINTS = tuple(1 << k for k in range(16, 29, 2))  # bytes of all threads together
+TASKS = 8  # of each thread, in `multiply_adds`
+LANES = 64  # no vector has more
 MOVED = 1 << 26  # bytes that a loop moves at least, so that starting it does not count
 
-_FMA = f"""
+_HEADER = '#include "simd.h"\n'
+# Each task does `loops` x `chains` multiply-adds of single numbers.
+_FMA = """
 void sm_peak_fma(void *const *args, long begin, long end, void *scratch) {{
     float *out = args[0];
     for (long t = begin; t < end; ++t) {{
         const f32v x = sm_splat(out[0] + 1.0f), y = sm_splat(out[1]);
-        f32v a[{CHAINS}];
-        for (int k = 0; k < {CHAINS}; ++k) a[k] = sm_splat((float)k);
-        for (long i = 0; i < {FMA_LOOPS}; i += SM_W) {{
-#pragma GCC unroll {CHAINS}
-            for (int k = 0; k < {CHAINS}; ++k) a[k] = a[k] * x + y;
+        f32v a[{chains}];
+        for (int k = 0; k < {chains}; ++k) a[k] = sm_splat((float)k);
+        for (long i = 0; i < {loops}; i += SM_W) {{
+#pragma GCC unroll {chains}
+            for (int k = 0; k < {chains}; ++k) a[k] = a[k] * x + y;
         }}
-        for (int k = 1; k < {CHAINS}; ++k) a[0] = a[0] + a[k];
+        for (int k = 1; k < {chains}; ++k) a[0] = a[0] + a[k];
         sm_store(out + 64 * (t + 1), a[0]);
     }}
 }}
@@ -167,19 +171,32 @@ def rates(threads: int, seconds: Sequence[float]) -> Machine:
 
 def peak_program(threads: int) -> Program:
     """The loops as a program: one step of multiply-adds, then reading and copying for each footprint."""
-    parts, symbols = ['#include "simd.h"\n', _FMA], ["sm_peak_fma"]
+    parts, symbols = [_HEADER, _FMA.format(chains=CHAINS, loops=FMA_LOOPS)], ["sm_peak_fma"]
     for footprint in FOOTPRINTS:
         part = _part(footprint, threads)
         values = {"name": footprint, "part": part, "half": part // 2, "rounds": _rounds(footprint, threads)}
         parts += [_READ.format(**values), _COPY.format(**values)]
         symbols += [f"sm_peak_read_{footprint}", f"sm_peak_copy_{footprint}"]
-    result = 4 * 64 * (threads + 1)
-    args = {"fma": (1,), "read": (0, 1), "copy": (0,)}
+    args = {"fma": (0,), "read": (1, 0), "copy": (1,)}
+    steps = [NativeStep(s, threads, 1, args[s.split("_")[2]], s) for s in symbols]
+    return _program(steps, threads, LARGEST, "native", "".join(parts))
+
+
+def multiply_adds(count: int, threads: int, march: str) -> Program:
+    """A loop of about `count` multiply-adds of single numbers and nothing else, in tasks for `threads` threads."""
+    tasks = TASKS * threads
+    loops = max(1, -(-count // (CHAINS * tasks * LANES))) * LANES
+    steps = [NativeStep("sm_peak_fma", tasks, 1, (0,), "sm_peak_fma")]
+    return _program(steps, tasks, 0, march, _HEADER + _FMA.format(chains=CHAINS, loops=loops))
+
+
+def _program(steps: Sequence[NativeStep], tasks: int, memory: int, march: str, source: str) -> Program:
+    """Steps without inputs: their slots are results of so many tasks, and `memory` bytes."""
+    results = 4 * 64 * (tasks + 1)
     return Program(
-        name="peak", level="full", march="native", inputs=[], outputs=[],
-        slots=[Slot("arena", "memory"), Slot("arena", "result", LARGEST)],
-        steps=[NativeStep(s, threads, 1, args[s.split("_")[2]], s) for s in symbols],
-        arena_bytes=LARGEST + result, scratch_bytes=0, weights={}, sources={"peak.c": "".join(parts)},
+        name="peak", level="full", march=march, inputs=[], outputs=[],
+        slots=[Slot("arena", "results"), Slot("arena", "memory", results)],
+        steps=list(steps), arena_bytes=results + memory, scratch_bytes=0, weights={}, sources={"peak.c": source},
     )  # fmt: skip
 
 

@@ -27,27 +27,31 @@ def parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def macs(model: str | Path | onnx.ModelProto) -> int:
+def macs(model: str | Path | onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> int:
     """Multiply-accumulates of one run: Conv, ConvTranspose, MatMul, Gemm and Einsum, outside of subgraphs.
 
     The shapes are those that smartmem's own frontend finds: it also evaluates the arithmetic on shapes that torch's
     older exporter leaves in its graphs.
+
+    Args:
+        model: a file, or a parsed model.
+        shapes: of inputs with symbolic dimensions, by name.
 
     Raises:
         ModelError: the file cannot be read, or a counted node's shapes depend on data.
         InputError: an input's shape is not static.
     """
     total = 0
-    for node in load_graph(model).nodes:
+    for node in load_graph(model, shapes).nodes:
         count = _COUNTS.get(node.op) if not node.domain else None
         if count is None:
             continue
-        shapes = []
+        found = []
         for value in (*filter(None, node.inputs), node.output):
             if value.shape is None:
                 raise ModelError(f"node {node.name} ({node.op}): the shape of {value.name} depends on data")
-            shapes.append(value.shape)
-        total += count(shapes[:-1], shapes[-1], node.attrs)
+            found.append(value.shape)
+        total += count(found[:-1], found[-1], node.attrs)
     return total
 
 

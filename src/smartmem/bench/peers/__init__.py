@@ -1,4 +1,4 @@
-"""The runtimes that `smartmem bench` knows: smartmem's levels and the peers, each one class in one file here."""
+"""What `smartmem bench` runs: smartmem's levels, the floor and the peers, each one class in one file here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from smartmem.bench.peers.base import Peer
 from smartmem.errors import InputError
 
 SMARTMEM = "smartmem"
+FLOOR = "floor"
 
 _CLASSES = {
     SMARTMEM: "smartmem_itself:Smartmem",
+    FLOOR: "floor:Floor",
     "onnxruntime": "onnxruntime:OnnxRuntime",
     "openvino": "openvino:OpenVino",
     "mnn": "mnn:Mnn",
@@ -28,7 +30,7 @@ _CLASSES = {
     "ncnn-vulkan": "ncnn:NcnnVulkan",
 }
 
-PEERS = tuple(name for name in _CLASSES if name != SMARTMEM)
+PEERS = tuple(name for name in _CLASSES if name not in (SMARTMEM, FLOOR))
 """What `--against` may name, in the order of the table."""
 
 GPU_PEERS = ("torch-cuda", "inductor-cuda", "ncnn-vulkan")

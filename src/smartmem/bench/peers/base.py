@@ -42,7 +42,7 @@ class Job:
         folder: of this peer alone: what `convert` writes, `load` reads.
         network: name in the zoo, for peers that start from the torch module; "" for a file of the user's.
         resolution: of that network; None: its default.
-        level, march: of smartmem.
+        level: of smartmem; march: of smartmem and of the floor.
         target: device, memory, precision and layout of smartmem, as `smartmem run` takes them; of these, peers on a GPU
             have the precision.
         database: of tuned schedules, for TVM.
@@ -93,12 +93,14 @@ class Peer:
         package: what pip installs.
         module: what Python imports.
         converts: whether `convert` does something.
+        answers: whether `run` gives the network's outputs.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     module: ClassVar[str]
     converts: ClassVar[bool] = False
+    answers: ClassVar[bool] = True
 
     @staticmethod
     def environment(threads: int) -> dict[str, str]:
