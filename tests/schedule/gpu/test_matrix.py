@@ -76,6 +76,32 @@ inline void sm_emulate_load(uint *r, const __local void *row, int count, int tur
 inline void sm_copy(__local void *to, const __global void *from, int inside, int bytes) {
     for (int k = 0; k < bytes; ++k) ((__local uchar *)to)[k] = inside ? ((const __global uchar *)from)[k] : 0;
 }
+inline uint sm_pair(float x, float y) {
+    uint word = 0;
+    vstore_half_rte(x, 0, (half *)&word);
+    vstore_half_rte(y, 1, (half *)&word);
+    return word;
+}
+inline float sm_unpair(uint word, int k) { return vload_half(k, (const half *)&word); }
+inline void sm_to_halves(uint *upper, uint *lower, uint x, uint y) {
+    *upper = sm_pair(as_float(x), as_float(y));
+    *lower = sm_pair((as_float(x) - sm_unpair(*upper, 0)) * 2048.0f, (as_float(y) - sm_unpair(*upper, 1)) * 2048.0f);
+}
+inline void sm_from_halves(uint *x, uint *y, uint upper, uint lower) {
+    *x = as_uint(sm_unpair(upper, 0) + sm_unpair(lower, 0) / 2048.0f);
+    *y = as_uint(sm_unpair(upper, 1) + sm_unpair(lower, 1) / 2048.0f);
+}
+inline int sm_emulate_any(int is, __local uint *all) {
+    barrier(CLK_LOCAL_MEM_FENCE);
+    if (get_local_id(0) == 0) all[0] = 0;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    if (is) atomic_or(all, 1u);
+    barrier(CLK_LOCAL_MEM_FENCE);
+    const int any = all[0] != 0;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    return any;
+}
+#define sm_any(is) sm_emulate_any(is, exchange)
 #define sm_multiply_upper(c, a, b) sm_emulate_upper(c, a, b, exchange)
 #define sm_multiply(c, a, b) sm_emulate(c, a, b, exchange)
 #define sm_blocks(r, row) sm_emulate_load(r, row, 4, 0, exchange)
@@ -93,7 +119,8 @@ def emulated(program: DeviceProgram) -> DeviceProgram:
     """The program with the instruction replaced; every kernel with such blocks gets memory for the exchange."""
     sources = {}
     for name, text in program.sources.items():
-        prelude, *kernels = text.replace(matrix.PTX, EMULATION).split("__kernel ")
+        text = text.replace(matrix.PTX, EMULATION).replace("#pragma unroll\n", "")  # exchanges are long when repeated
+        prelude, *kernels = text.split("__kernel ")
         assert matrix.PTX not in prelude
         for number, kernel in enumerate(kernels):
             if "sm_multiply" in kernel:
@@ -163,6 +190,56 @@ def attention(g: Builder) -> list[str]:
         p = g.op("Softmax", [masked], (heads, rows, width), axis=-1)
         results.append(g.op("MatMul", [p, v], (heads, rows, columns)))
     return results
+
+
+def beyond_halves(g: Builder) -> list[str]:
+    """Floats that are too large or too small for halves, in one operand, in both, and in a part of one; infinities."""
+    m, n, k = 24, 16, 40
+    results = []
+    for left, right in ((1e6, 1.0), (1e-7, 1.0), (1e-12, 1e12), (1e30, 1e-30), (1.0, 1e-9), (1.0, 1e9)):
+        a = g.op("Mul", [stored(g, m, k), g.constant(np.float32(left))], (m, k))
+        b = g.op("Mul", [stored(g, k, n), g.constant(np.float32(right))], (k, n))
+        results.append(g.op("MatMul", [a, b], (m, n)))
+        weight = g.constant(g.numbers.standard_normal((k, n)) * right, np.float32)
+        results.append(g.op("MatMul", [a, weight], (m, n)))
+    few = np.where(np.arange(k) == 3, 1e7, 1.0) * np.ones((m, 1))
+    a = g.op("Mul", [stored(g, m, k), g.constant(few, np.float32)], (m, k))
+    results.append(g.op("MatMul", [a, g.weight(k, n)], (m, n)))
+    positive = g.op("Abs", [stored(g, k, n)], (k, n))
+    infinite = np.where(np.arange(m) == 2, np.inf, 1.0)[:, None] * np.ones(k)
+    results.append(g.op("MatMul", [g.constant(infinite, np.float32), positive], (m, n)))
+    return results
+
+
+def test_range_of_floats(device: Device, tmp_path) -> None:
+    """Products of floats that halves cannot stand for are made of other numbers, and as exact."""
+    g = Builder(5)
+    model = g.model(beyond_halves(g))
+    feeds = g.feeds()
+    expected = ReferenceEvaluator(model).run(None, feeds)
+    units = replace(device, matrix_units=True)
+    program = emulated(build_device_program(model, level="full", device=units, options=DeviceOptions("buffer", "fp32")))
+    assert sum(text.count("sm_multiply_upper(small") > 0 for text in program.sources.values()) > 0
+    made = DeviceModel(program, device, cache=Cache(tmp_path))
+    for got, want in zip(made.run(feeds), expected, strict=True):
+        finite = np.isfinite(want)
+        assert np.array_equal(got[~finite], want[~finite])
+        assert np.max(np.abs(got - want)[finite]) < 2e-6 * np.max(np.abs(want[finite]))
+    made.close()
+
+
+def test_split_weights() -> None:
+    values = np.random.default_rng(3).standard_normal((2, 5, 32)).astype(np.float32)
+    words = matrix.split(values).view(np.uint32).reshape(2, 5, 2, 2, 8, 1)
+    upper, lower = np.moveaxis(words.copy().view(np.float16).astype(np.float64), 3, 0)
+    order = [k for pair in matrix.PAIRS for k in pair]
+    found = (upper + lower / 2048).reshape(2, 5, 2, 16)
+    wanted = values.reshape(2, 5, 2, 16)[..., order]
+    assert np.max(np.abs(found / wanted - 1)) <= 2.0**-22
+    assert matrix.fits_halves(values)
+    assert not matrix.fits_halves(values * np.float32(1e5))
+    assert not matrix.fits_halves(np.where(np.arange(5)[:, None] == 2, np.float32(1e-6), values))
+    assert matrix.fits_halves(np.where(np.arange(5)[:, None] == 2, np.float32(0), values))
 
 
 @pytest.mark.parametrize("case", [products, turned_and_batched, convolutions, many_rows, attention])

@@ -192,11 +192,11 @@ def _matrix_tile(
     right: Staged | matrix.PackedB
     if operands[1] is None:
         slot = f"{job.name}.packed"
-        weights[slot] = matrix.pack_matrix(product, constants, form)
+        weights[slot], split = matrix.pack_matrix(product, constants, form)
         bounds = job.arguments.bounds(slot, address=weights[slot].size)
         batches, columns, depth = weights[slot].shape
-        finite = bool(np.isfinite(weights[slot]).all())
-        right = matrix.PackedB(job.arguments.buffer(slot, form.kind), batches, columns, depth, finite, bounds)
+        pointer = job.arguments.buffer(slot, form.kind)
+        right = matrix.PackedB(pointer, batches, columns, depth, split, bounds)
     else:
         right = staged("B", N, product.extents, tile.columns, 0, operands[1])
     _corner(w, tile.rows, tile.columns)

@@ -6,14 +6,20 @@ both operands are staged in a ring of `stages` parts of local memory, in the dir
 the rest is loaded one block ahead, computed, rounded, and stored. Results go through local memory, so that the epilogue
 stores four neighbours at a time.
 
-Halves are multiplied as they are. The units take no floats, only their upper 19 bits (TF32). So each float is the sum
-of two such numbers, x = upper + lower, and a product is three: lower x upper + upper x lower + upper x upper; what is
-left out is 2^-22 of it (Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). The units
-also round their sums towards zero, so that sums of a whole product would lose bits: the small products have a sum of
-their own, and that of the large ones starts from zero in each step; ordinary additions add them up.
+Halves are multiplied as they are. The units take no floats. So each float is the sum of two halves, x = upper +
+lower / 2^11, and a product is three: lower x upper + upper x lower + upper x upper; what is left out is 2^-22 of it
+(Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores", 2022). The units also round their sums
+towards zero, so that sums of a whole product would lose bits: the small products have a sum of their own, and that of
+the large ones starts from zero in each step; ordinary additions add them up.
+
+Halves have few exponents: nothing is beyond 65504, and below 2^-14 bits are lost, the more the smaller the value. A
+tile whose sums are not finite, or in which no value of an operand is as large as 2^-14, is computed once more, `exact`:
+from TF32 numbers, the upper 19 bits of a float, which have all of its exponents but take twice as long. Weights are
+split when they are packed, and their range is known (`fits_halves`).
 
     fragments of ``mma.m16n8k16`` (halves): work-item (g, t) = (lane / 4, lane % 4) holds rows g and g + 8 of A, columns
-    g of B, and k = 2t, 2t+1, 2t+8, 2t+9 of both; of ``mma.m16n8k8`` (floats): the same rows and columns, k = t and t+4
+    g of B, and k = 2t, 2t+1, 2t+8, 2t+9 of both; of ``mma.m16n8k8`` (TF32): the same rows and columns, k = t and t+4.
+    As k is only summed over, halves made of floats take the k of two TF32 fragments: t, t+4, t+8, t+12
 
 In: what `contraction` takes. Out: OpenCL C with PTX.
 """
@@ -21,6 +27,7 @@ In: what `contraction` takes. Out: OpenCL C with PTX.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,46 +84,90 @@ inline void sm_copy_8(__local void *to, const __global void *from, int inside) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
                  :: "r"((uint)(size_t)to), "l"((ulong)from), "r"(inside ? 8 : 0) : "memory");
 }
+/* Floats x and y as halves: in one register the nearest ones, x below, in another 2^11 times what they lack. */
+inline void sm_to_halves(uint *upper, uint *lower, uint x, uint y) {
+    float x_, y_;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(*upper) : "f"(as_float(y)), "f"(as_float(x)));
+    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
+        : "=f"(x_), "=f"(y_) : "r"(*upper));
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(*lower)
+        : "f"((as_float(y) - y_) * 0x1p11f), "f"((as_float(x) - x_) * 0x1p11f));
+}
+/* The floats that such halves stand for. */
+inline void sm_from_halves(uint *x, uint *y, uint upper, uint lower) {
+    float x_, y_, dx, dy;
+    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
+        : "=f"(x_), "=f"(y_) : "r"(upper));
+    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
+        : "=f"(dx), "=f"(dy) : "r"(lower));
+    *x = as_uint(x_ + dx * 0x1p-11f), *y = as_uint(y_ + dy * 0x1p-11f);
+}
+/* Whether `is` holds for any work-item of the group; a barrier. */
+inline int sm_any(int is) {
+    int any;
+    asm volatile("{ .reg .pred p, q; setp.ne.s32 p, %1, 0; bar.red.or.pred q, 0, p; selp.s32 %0, 1, 0, q; }"
+                 : "=r"(any) : "r"(is) : "memory");
+    return any;
+}
 #define sm_copied() asm volatile("cp.async.commit_group;" ::: "memory")
 #define sm_wait_copies(n) asm volatile("cp.async.wait_group " #n ";" ::: "memory")
 """
 SPLIT = """\
 /* A float as the sum of two numbers of 11 bits: `x` keeps the nearest one, so that the rest may have either sign, and
    what is left out of products does not add up. */
-inline void sm_split_finite(uint *x, uint *lower) {
-    const float value = as_float(*x);
-    *x = (*x + 0x1000u) & 0xffffe000u;
-    *lower = as_uint(value - as_float(*x));
-}
 inline void sm_split(uint *x, uint *lower) {
     const float value = as_float(*x);
     *x = (*x + 0x1000u) & 0xffffe000u;
     *lower = as_uint(fmin(value - as_float(*x), 0x1p117f)); /* the rest of an infinity is no NaN */
 }
 """
+SMALLEST = 2.0**-14  # of halves with all of their bits
+LARGEST = 65504.0
+PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7), (8, 12), (9, 13), (10, 14), (11, 15))  # values of k that share a register
 SUPPORT = PTX + SPLIT  # functions that kernels with such products call
 ELEMENT = {"half": "ushort", "float": "float"}  # how values of a `Form.kind` are declared in local memory
 
 
-def pack_matrix(product: Product, constants: Mapping[str, Array], form: Form) -> Array:
-    """A constant operand B as halves or floats [batch][n][k], k zero-padded to whole `VECTOR`s."""
+def pack_matrix(product: Product, constants: Mapping[str, Array], form: Form) -> tuple[Array, bool]:
+    """A constant operand B [batch][n][k], k zero-padded, as halves or floats; and whether these are `split`."""
     plain = pack(product, constants)[:, :, : product.extents[N]].transpose(0, 2, 1)
     values = to_half(plain) if form == HALF else plain
-    depth = -(-product.extents[K] // form.run) * form.run
+    unit = form.run if form == HALF else form.inner
+    depth = -(-product.extents[K] // unit) * unit
     result = np.zeros((*plain.shape[:2], depth), values.dtype)
     result[:, :, : product.extents[K]] = values
-    return result
+    if form == HALF or not fits_halves(plain):
+        return result, False
+    return split(result), True
+
+
+def fits_halves(values: Array) -> bool:
+    """Whether floats [..., k] keep their bits as two halves: none is too large, and each k has a value large enough."""
+    sizes = np.abs(values).max(-1, initial=0.0)
+    return bool(np.all((sizes == 0) | (sizes >= SMALLEST) & (sizes <= LARGEST)))
+
+
+def split(values: Array) -> Array:
+    """Floats [..., k] as two halves each: of 16 of k, eight registers of upper halves, then eight of lower ones.
+
+    The registers come as floats, which none of them is.
+    """
+    upper = values.astype(np.float16)
+    lower = ((values - upper.astype(np.float32)) * np.float32(2048)).astype(np.float16)
+    blocks = (*values.shape[:-1], values.shape[-1] // 16, 16)
+    words = [half.reshape(blocks)[..., np.array(PAIRS)].copy().view(np.uint32)[..., 0] for half in (upper, lower)]
+    return np.concatenate(words, -1).view(np.float32).reshape(values.shape)
 
 
 @dataclass(frozen=True)
 class PackedB:
-    """Packed weights behind a pointer: a load of one `VECTOR` along k."""
+    """Packed weights behind a pointer: a load of one `VECTOR` along k. Floats are `split` into halves, or not."""
 
     pointer: str
     batches: int
     columns: int
     depth: int
-    finite: bool
+    split: bool
     bounds: Bounds | None = None
 
 
@@ -174,7 +225,8 @@ class RingStager(Stager):
     def _copy(self, start: str, stage: str) -> None:
         w, o = self.w, self.operand
         w.line(f"const int k = {start} + at_k;")
-        inside = [f"k < {self.depth}"] if self.depth % self.block else []
+        depth = o.depth if isinstance(o, PackedB) else self.depth  # registers of split weights are not in k's order
+        inside = [f"k < {depth}"] if depth % self.block else []
         if isinstance(o, PackedB):
             if o.columns % self.size:
                 inside.append(f"n0 + at_x < {o.columns}")
@@ -263,13 +315,34 @@ def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, cont
     w.line(f"const int warp = item / {WARP}, lane = item % {WARP}, g = lane / 4, t = lane % 4;")
     w.line(f"const int warp_m = warp / {tile.across} * {16 * rows}, warp_n = warp % {tile.across} * {8 * columns};")
     w.line(f"float sum[{rows}][{columns}][4];")
-    _each_sum(w, tile, "sum[i][j]@ = 0.0f;")
-    if tile.form == FLOAT:
-        w.line(f"float small[{rows}][{columns}][4];")
-        _each_sum(w, tile, "small[i][j]@ = 0.0f;")
-    _ring(w, tile, left, right, depth)
-    if tile.form == FLOAT:
-        _each_sum(w, tile, "sum[i][j]@ += small[i][j]@;")
+    if tile.form == HALF:
+        _each_sum(w, tile, "sum[i][j]@ = 0.0f;")
+        _ring(w, tile, left, right, depth)
+        return
+    halves = not isinstance(b, PackedB) or b.split
+    w.line(f"float small[{rows}][{columns}][4];")
+    w.line(f"int exact = {0 if halves else 1};")
+    with w.block("for (;; exact = 1)") if halves else nullcontext():
+        if halves:
+            w.line("uint seen_a = 0, seen_b = 0;")
+        _each_sum(w, tile, "sum[i][j]@ = small[i][j]@ = 0.0f;")
+        _ring(w, tile, left, right, depth)
+        # With an infinity the small products are of either sign, and say nothing.
+        small = f"small[i][j]@{' * (exact ? 1.0f : 0x1p-11f)' if halves else ''}"
+        _each_sum(w, tile, f"sum[i][j]@ += isinf(sum[i][j]@) ? 0.0f : {small};")
+        if halves:
+            _leave_unless_outside(w, tile, isinstance(b, PackedB))
+
+
+def _leave_unless_outside(w: Writer, tile: MatrixTile, constant: bool) -> None:
+    """Leaves the loop if the operands were within the range of halves, or the tile has been computed exactly."""
+    w.line("if (exact) break;")
+    w.line("uint odd = 0; /* its highest bit: a sum is not finite */")
+    _each_sum(w, tile, "odd |= (as_uint(sum[i][j]@) & 0x7fffffffu) + 0x800000u;")
+    w.line("int inside = !sm_any(odd >> 31);")
+    for name in ("seen_a",) if constant else ("seen_a", "seen_b"):
+        w.line(f"inside &= sm_any((({name} | {name} >> 16) & 0x7c00u) != 0);")
+    w.line("if (inside) break;")
 
 
 def put_part(w: Writer, tile: MatrixTile) -> None:
@@ -335,56 +408,119 @@ def _blocks(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) ->
     for stager, block in ((left, "a"), (right, "b")):
         start = f"{stager.name} + stage * {stager.block_size}"
         w.line(f"const __local {ELEMENT[form.kind]} *const {block}0 = {start};")
-    if form == FLOAT:
-        w.line(f"float part[{rows}][{columns}][4];")
-        _each_sum(w, tile, "part[i][j]@ = 0.0f;")
-    w.line("#pragma unroll")
-    with w.loop("step", tile.depth, 0, form.inner):
-        w.line(f"uint a[{rows}][4], b_[{columns}][2];")
-        _left_fragments(w, tile, left)
-        _right_fragments(w, tile, right)
-        if form == FLOAT:
-            w.line(f"uint a_lower[{rows}][4], b_lower[{columns}][2];")
-            finite = isinstance(right.operand, PackedB) and right.operand.finite
-            _split(w, "sm_split", "a", "a_lower", rows, 4)
-            _split(w, "sm_split_finite" if finite else "sm_split", "b_", "b_lower", columns, 2)
-            # all of one kind first, so that an instruction does not wait for the one before
-            for to, x, y in (("small", "a_lower", "b_"), ("part", "a", "b_"), ("small", "a", "b_lower")):
-                _each_block(w, tile, f"sm_multiply_upper({to}[i][j], {x}[i], {y}[j]);")
-        else:
+    if form == HALF:
+        w.line("#pragma unroll")
+        with w.loop("step", tile.depth, 0, form.inner):
+            w.line(f"uint a[{rows}][4], b_[{columns}][2];")
+            w.line("#pragma unroll")
+            with w.loop("i", rows):
+                _left_fragment(w, left, "a[i]", "step")
+            _right_fragments(w, tile, right, "b_", "step")
             _each_block(w, tile, "sm_multiply(sum[i][j], a[i], b_[j]);")
-    if form == FLOAT:
-        _each_sum(w, tile, "sum[i][j]@ += part[i][j]@;")
+        return
+    halves = not isinstance(right.operand, PackedB) or right.operand.split
+    w.line(f"float part[{rows}][{columns}][4];")
+    _each_sum(w, tile, "part[i][j]@ = 0.0f;")
+    if halves:
+        with w.block("if (!exact)"):
+            _blocks_of_halves(w, tile, left, right)
+    with w.block("else") if halves else nullcontext():
+        _blocks_of_floats(w, tile, left, right)
+    _each_sum(w, tile, "sum[i][j]@ += part[i][j]@;")
 
 
-def _left_fragments(w: Writer, tile: MatrixTile, left: RingStager) -> None:
-    """``a`` of one instruction's depth, for all blocks of rows."""
-    stride, run = left.stride, tile.form.run
+def _blocks_of_halves(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> None:
+    """All blocks of one step, of floats that are two halves each."""
+    rows, columns = tile.row_blocks, tile.column_blocks
     w.line("#pragma unroll")
-    with w.loop("i", tile.row_blocks):
-        if left.k_inner:
-            where = f"(warp_m + 16 * i + lane % 16) * {stride} + step + lane / 16 * {run}"
-            w.line(f"sm_blocks(a[i], a0 + {where});")
-        elif tile.form == HALF:
-            where = f"(step + lane / 16 * 8 + lane % 8) * {stride} + warp_m + 16 * i + lane / 8 % 2 * 8"
-            w.line(f"sm_blocks_t(a[i], a0 + {where});")
+    with w.loop("step", tile.depth, 0, tile.form.inner):
+        w.line(f"uint a[{rows}][4], a_lower[{rows}][4], b_[{columns}][2], b_lower[{columns}][2];")
+        w.line("#pragma unroll")
+        with w.loop("i", rows):
+            w.line("uint raw[2][4];")
+            for part in range(2):
+                _left_fragment(w, left, f"raw[{part}]", f"step + {8 * part}")
+            for part, r in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                to = f"[i][{2 * part + r}]"
+                w.line(f"sm_to_halves(&a{to}, &a_lower{to}, raw[{part}][{r}], raw[{part}][{r + 2}]);")
+            w.line("seen_a |= a[i][0] | a[i][1] | a[i][2] | a[i][3];")
+        if isinstance(right.operand, PackedB):
+            _right_fragments(w, tile, right, "b_", "step")
+            _right_fragments(w, tile, right, "b_lower", "step + 8")
         else:
-            w.line(f"const __local float *const from = a0 + (step + t) * {stride} + warp_m + 16 * i + g;")
+            w.line(f"uint raw[2][{columns}][2];")
+            for part in range(2):
+                _right_fragments(w, tile, right, f"raw[{part}]", f"step + {8 * part}")
+            w.line("#pragma unroll")
+            with w.loop("j", columns):
+                for part in range(2):
+                    to = f"[j][{part}]"
+                    w.line(f"sm_to_halves(&b_{to}, &b_lower{to}, raw[{part}][j][0], raw[{part}][j][1]);")
+                w.line("seen_b |= b_[j][0] | b_[j][1];")
+        _three_products(w, tile, "sm_multiply")
+
+
+def _blocks_of_floats(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> None:
+    """All blocks of one step, of floats that are two TF32 numbers each."""
+    rows, columns = tile.row_blocks, tile.column_blocks
+    packed = isinstance(right.operand, PackedB) and right.operand.split
+    w.line("#pragma unroll")
+    with w.loop("step", tile.depth, 0, tile.form.inner):
+        if packed:
+            w.line(f"uint upper[{columns}][2], lower[{columns}][2];")
+            _right_fragments(w, tile, right, "upper", "step")
+            _right_fragments(w, tile, right, "lower", "step + 8")
+        w.line("#pragma unroll")
+        with w.loop("part_", 2):
+            w.line(f"uint a[{rows}][4], a_lower[{rows}][4], b_[{columns}][2], b_lower[{columns}][2];")
+            w.line("#pragma unroll")
+            with w.loop("i", rows):
+                _left_fragment(w, left, "a[i]", "step + 8 * part_")
+                for r in range(4):
+                    w.line(f"sm_split(&a[i][{r}], &a_lower[i][{r}]);")
+            if not packed:
+                _right_fragments(w, tile, right, "b_", "step + 8 * part_")
+            w.line("#pragma unroll")
+            with w.loop("j", columns):
+                if packed:
+                    w.line("sm_from_halves(&b_[j][0], &b_[j][1], upper[j][part_], lower[j][part_]);")
+                for r in range(2):
+                    w.line(f"sm_split(&b_[j][{r}], &b_lower[j][{r}]);")
+            _three_products(w, tile, "sm_multiply_upper")
+
+
+def _three_products(w: Writer, tile: MatrixTile, multiply: str) -> None:
+    """All of one kind first, so that an instruction does not wait for the one before."""
+    for to, x, y in (("small", "a_lower", "b_"), ("part", "a", "b_"), ("small", "a", "b_lower")):
+        _each_block(w, tile, f"{multiply}({to}[i][j], {x}[i], {y}[j]);")
+
+
+def _left_fragment(w: Writer, left: RingStager, to: str, step: str) -> None:
+    """`to` = one instruction's block of rows ``i``."""
+    stride, run = left.stride, left.form.run
+    if left.k_inner:
+        w.line(f"sm_blocks({to}, a0 + (warp_m + 16 * i + lane % 16) * {stride} + {step} + lane / 16 * {run});")
+    elif left.form == HALF:
+        where = f"({step} + lane / 16 * 8 + lane % 8) * {stride} + warp_m + 16 * i + lane / 8 % 2 * 8"
+        w.line(f"sm_blocks_t({to}, a0 + {where});")
+    else:
+        with w.block(""):
+            w.line(f"const __local float *const from = a0 + ({step} + t) * {stride} + warp_m + 16 * i + g;")
             for r in range(4):
-                w.line(f"a[i][{r}] = as_uint(from[{r // 2 * 4 * stride + r % 2 * 8}]);")
+                w.line(f"({to})[{r}] = as_uint(from[{r // 2 * 4 * stride + r % 2 * 8}]);")
 
 
-def _right_fragments(w: Writer, tile: MatrixTile, right: RingStager) -> None:
-    """``b_`` of one instruction's depth, for all blocks of columns."""
+def _right_fragments(w: Writer, tile: MatrixTile, right: RingStager, to: str, step: str) -> None:
+    """`to`[j] = one instruction's blocks of all columns."""
     stride, run, columns = right.stride, tile.form.run, tile.column_blocks
     if not right.k_inner and tile.form == FLOAT:
         w.line("#pragma unroll")
         with w.loop("j", columns):
-            w.line(f"const __local float *const from = b0 + (step + t) * {stride} + warp_n + 8 * j + g;")
-            w.line(f"b_[j][0] = as_uint(from[0]), b_[j][1] = as_uint(from[{4 * stride}]);")
+            w.line(f"const __local float *const from = b0 + ({step} + t) * {stride} + warp_n + 8 * j + g;")
+            w.line(f"{to}[j][0] = as_uint(from[0]), {to}[j][1] = as_uint(from[{4 * stride}]);")
         return
     name = f"sm_blocks{'' if right.k_inner else '_t'}"
-    at_k, at_n = f"step + lane / 8 % 2 * {run}", "warp_n + 8 * j"
+    at_k, at_n = f"{step} + lane / 8 % 2 * {run}", "warp_n + 8 * j"
     if right.k_inner:
         pair = f"({at_n} + lane / 16 * 8 + lane % 8) * {stride} + {at_k}"
         single = f"({at_n} + lane % 8) * {stride} + {at_k}"
@@ -394,19 +530,11 @@ def _right_fragments(w: Writer, tile: MatrixTile, right: RingStager) -> None:
     if columns > 1:
         w.line("#pragma unroll")
         with w.loop("j", columns - columns % 2, 0, 2):
-            w.line(f"{name}(b_[j], b0 + {pair});")
+            w.line(f"{name}({to}[j], b0 + {pair});")
     if columns % 2:
         with w.block(""):
             w.line(f"const int j = {columns - 1};")
-            w.line(f"{name}_2(b_[j], b0 + {single});")
-
-
-def _split(w: Writer, function: str, values: str, lower: str, blocks: int, registers: int) -> None:
-    w.line("#pragma unroll")
-    with w.loop("i", blocks):
-        w.line("#pragma unroll")
-        with w.loop("r", registers):
-            w.line(f"{function}(&{values}[i][r], &{lower}[i][r]);")
+            w.line(f"{name}_2({to}[j], b0 + {single});")
 
 
 def _each_block(w: Writer, tile: MatrixTile, *lines: str) -> None:

@@ -28,13 +28,16 @@ class Form:
     Attributes:
         kind: OpenCL type of a value; bytes: of one.
         inner: extent along k of one instruction's blocks.
-        cost: time of a multiply-add, beside that of halves.
+        cost: time of a multiply-add, beside that of halves; split: the same of making halves of a value of operand A.
+        wait: time of a step's copies and barrier, beside that with halves.
     """
 
     kind: str
     bytes: int
     inner: int
-    cost: float
+    cost: float = 1.0
+    split: float = 0.0
+    wait: float = 1.0
 
     @property
     def run(self) -> int:
@@ -42,10 +45,8 @@ class Form:
         return VECTOR // self.bytes
 
 
-HALF = Form("half", 2, 16, 1.0)
-FLOAT = Form(
-    "float", 4, 8, 12.0
-)  # a product is three: of the upper bits of both operands, and of upper with lower bits
+HALF = Form("half", 2, 16)
+FLOAT = Form("float", 4, 16, 3.0, 70.0, 1.5)  # a product is three: of the upper halves, and of upper with lower ones
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,15 @@ TILES = (
     MatrixTile(32, 32, 64, 2, 2, 6), MatrixTile(32, 128, 64, 1, 4, 4), MatrixTile(16, 64, 128, 1, 4, 4),
     MatrixTile(128, 128, 64, 2, 2),
 )  # fmt: skip
-MOST_BLOCKS = 16  # accumulators that a warp has registers for: of floats it has three sets
-FLOAT_TILES = tuple(
-    replace(t, depth=t.depth // 2, form=FLOAT)
-    for t in TILES
-    if t.depth > 16 and t.row_blocks * t.column_blocks <= MOST_BLOCKS
-)
+FLOAT_TILES = tuple(  # a warp has registers for 16 blocks: each has three sets of accumulators
+    replace(tile, form=FLOAT)
+    for tile in (
+        MatrixTile(64, 64, 32, 2, 2, 5), MatrixTile(32, 64, 32, 2, 2, 4), MatrixTile(32, 128, 32, 1, 4, 4),
+        MatrixTile(32, 64, 64, 2, 2, 4), MatrixTile(32, 64, 32, 2, 2, 3), MatrixTile(64, 32, 32, 2, 2, 3),
+        MatrixTile(32, 32, 32, 2, 2, 4), MatrixTile(16, 64, 32, 1, 4, 4), MatrixTile(16, 32, 64, 1, 4, 3),
+        MatrixTile(64, 16, 32, 4, 1, 3), MatrixTile(128, 16, 16, 4, 1, 3), MatrixTile(128, 8, 16, 4, 1, 3),
+    )
+)  # fmt: skip
 READS = 3 / 64  # fragments of the largest warp that `predicted` was fitted to, 64x32
 MANY_ROWS = 4096  # from which on even a few columns of a tile pay: what counts is how the rows are loaded
 UNIT_LOCAL = 225_000  # bytes of local memory that the groups on one compute unit share
@@ -156,15 +160,20 @@ def predicted(tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Devi
     """Predicted cycles.
 
     A step waits for copies that began `stages` - 1 steps ago, or for what all groups on a compute unit bring in and
-    multiply. The numbers are a fit to 47 tiles of halves on 18 products, measured on an H100; the tile that the fit
-    chooses takes 5% longer than the best one, on average.
+    multiply. The numbers are a fit to 47 tiles of halves on 18 products, measured on an H100, and those of floats to 21
+    tiles on 14 products, on an H200; the tile that the fit chooses takes 5% longer than the best one, on average, and
+    2% with floats.
     """
     groups = batch * -(-m // tile.rows) * -(-n // tile.columns)
     resident = max(1, min(2048 // tile.items, UNIT_LOCAL // tile.local_bytes, 16))
-    waves = -(-groups // (device.compute_units * resident))
-    in_wave = -(-min(groups, device.compute_units * resident) // device.compute_units)
-    work = 0.577 * tile.form.cost * tile.rows * tile.columns * tile.depth / 1024 * min(1.0, tile.reads / READS)
-    traffic = tile.form.bytes * tile.depth * (tile.rows + tile.columns) / 30
-    step = max(35 + 1322 / (tile.stages - 1), in_wave * (work + traffic))
-    finish = in_wave * tile.rows * tile.columns / tile.items
-    return 4900 + waves * (-(-k // tile.depth) * step + finish)
+    form = tile.form
+    cost = form.cost * min(1.0, tile.reads / READS) + form.split / (8 * tile.column_blocks)
+    work = 0.577 * cost * tile.rows * tile.columns * tile.depth / 1024
+    traffic = form.bytes * tile.depth * (tile.rows + tile.columns) / 30
+
+    def wave(together: int) -> float:
+        step = max(form.wait * (35 + 1322 / (tile.stages - 1)), together * (work + traffic))
+        return -(-k // tile.depth) * step + together * tile.rows * tile.columns / tile.items
+
+    full, rest = divmod(groups, device.compute_units * resident)
+    return 4900 + full * wave(resident) + (wave(-(-rest // device.compute_units)) if rest else 0)
