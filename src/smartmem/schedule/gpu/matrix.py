@@ -177,6 +177,7 @@ class RingStager(Stager):
     Attributes:
         copies: whether blocks are copied without passing the registers.
         stride: values from one row of a block to the next; block_size: of a block.
+        split: whether floats come as two halves already; halves: whether they can be made such.
     """
 
     def __init__(
@@ -186,6 +187,8 @@ class RingStager(Stager):
         self.operand, self.form = operand, tile.form
         self.copied = None if isinstance(operand, PackedB) else _copied(operand, tile, size, context)
         self.copies = isinstance(operand, PackedB) or self.copied is not None
+        self.split = isinstance(operand, PackedB) and operand.split
+        self.halves = self.split or not isinstance(operand, PackedB)
         self.k_inner = isinstance(operand, PackedB) or (operand.along or operand.fast) == K
         self.stride = tile.stride(size, self.k_inner)
         self.block_size = self.stride * (size if self.k_inner else tile.depth)
@@ -319,7 +322,7 @@ def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, cont
         _each_sum(w, tile, "sum[i][j]@ = 0.0f;")
         _ring(w, tile, left, right, depth)
         return
-    halves = not isinstance(b, PackedB) or b.split
+    halves = right.halves
     w.line(f"float small[{rows}][{columns}][4];")
     w.line(f"int exact = {0 if halves else 1};")
     with w.block("for (;; exact = 1)") if halves else nullcontext():
@@ -331,7 +334,7 @@ def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, cont
         small = f"small[i][j]@{' * (exact ? 1.0f : 0x1p-11f)' if halves else ''}"
         _each_sum(w, tile, f"sum[i][j]@ += isinf(sum[i][j]@) ? 0.0f : {small};")
         if halves:
-            _leave_unless_outside(w, tile, isinstance(b, PackedB))
+            _leave_unless_outside(w, tile, right.split)
 
 
 def _leave_unless_outside(w: Writer, tile: MatrixTile, constant: bool) -> None:
@@ -418,13 +421,12 @@ def _blocks(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) ->
             _right_fragments(w, tile, right, "b_", "step")
             _each_block(w, tile, "sm_multiply(sum[i][j], a[i], b_[j]);")
         return
-    halves = not isinstance(right.operand, PackedB) or right.operand.split
     w.line(f"float part[{rows}][{columns}][4];")
     _each_sum(w, tile, "part[i][j]@ = 0.0f;")
-    if halves:
+    if right.halves:
         with w.block("if (!exact)"):
             _blocks_of_halves(w, tile, left, right)
-    with w.block("else") if halves else nullcontext():
+    with w.block("else") if right.halves else nullcontext():
         _blocks_of_floats(w, tile, left, right)
     _each_sum(w, tile, "sum[i][j]@ += part[i][j]@;")
 
@@ -444,7 +446,7 @@ def _blocks_of_halves(w: Writer, tile: MatrixTile, left: RingStager, right: Ring
                 to = f"[i][{2 * part + r}]"
                 w.line(f"sm_to_halves(&a{to}, &a_lower{to}, raw[{part}][{r}], raw[{part}][{r + 2}]);")
             w.line("seen_a |= a[i][0] | a[i][1] | a[i][2] | a[i][3];")
-        if isinstance(right.operand, PackedB):
+        if right.split:
             _right_fragments(w, tile, right, "b_", "step")
             _right_fragments(w, tile, right, "b_lower", "step + 8")
         else:
@@ -463,10 +465,9 @@ def _blocks_of_halves(w: Writer, tile: MatrixTile, left: RingStager, right: Ring
 def _blocks_of_floats(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> None:
     """All blocks of one step, of floats that are two TF32 numbers each."""
     rows, columns = tile.row_blocks, tile.column_blocks
-    packed = isinstance(right.operand, PackedB) and right.operand.split
     w.line("#pragma unroll")
     with w.loop("step", tile.depth, 0, tile.form.inner):
-        if packed:
+        if right.split:
             w.line(f"uint upper[{columns}][2], lower[{columns}][2];")
             _right_fragments(w, tile, right, "upper", "step")
             _right_fragments(w, tile, right, "lower", "step + 8")
@@ -478,11 +479,11 @@ def _blocks_of_floats(w: Writer, tile: MatrixTile, left: RingStager, right: Ring
                 _left_fragment(w, left, "a[i]", "step + 8 * part_")
                 for r in range(4):
                     w.line(f"sm_split(&a[i][{r}], &a_lower[i][{r}]);")
-            if not packed:
+            if not right.split:
                 _right_fragments(w, tile, right, "b_", "step + 8 * part_")
             w.line("#pragma unroll")
             with w.loop("j", columns):
-                if packed:
+                if right.split:
                     w.line("sm_from_halves(&b_[j][0], &b_[j][1], upper[j][part_], lower[j][part_]);")
                 for r in range(2):
                     w.line(f"sm_split(&b_[j][{r}], &b_lower[j][{r}]);")
