@@ -69,12 +69,14 @@ def find_device(options: Options) -> Device | None:
     """Where smartmem runs; None is the CPU.
 
     Raises:
-        InputError: an unknown word, no such device, a peer for GPUs while smartmem runs on the CPU, or a floor while it
-            does not.
+        InputError: an unknown word, no such device, a peer for GPUs while smartmem runs on the CPU, or a floor where it
+            need not.
         RuntimeFailure: there is no OpenCL.
     """
     from smartmem import api
 
+    if options.floor and options.device != "cpu":
+        raise InputError(f"--floor is the CPU's: leave it out, or --device {options.device}")
     if not options.memories or not options.precisions:
         raise InputError("nothing to measure: give --memory and --precision a word each")
     # All words are known to be right before a device is asked for.
@@ -82,8 +84,6 @@ def find_device(options: Options) -> Device | None:
     device = None
     for kind in kinds:
         device = api.find_device(options.device, kind)
-    if device is not None and options.floor:
-        raise InputError("--floor is the CPU's, and smartmem would run on another device: leave it out")
     on_gpu = [name for name in options.against if name in GPU_PEERS]
     if device is None and on_gpu:
         raise InputError(f"{on_gpu[0]} runs on a GPU, and smartmem would run on the CPU: give --device opencl")
