@@ -69,8 +69,8 @@ def find_device(options: Options) -> Device | None:
     """Where smartmem runs; None is the CPU.
 
     Raises:
-        InputError: an unknown word, no such device, a peer for GPUs while smartmem runs on the CPU, or a floor where it
-            need not.
+        InputError: an unknown word, no such device, a peer for GPUs while smartmem runs on the CPU, or a floor beside
+            another device.
         RuntimeFailure: there is no OpenCL.
     """
     from smartmem import api
