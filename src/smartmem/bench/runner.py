@@ -66,7 +66,7 @@ class Runner:
         return [second for burst in self.bursts.values() for second in burst]
 
     def prepare(self, judge: Judge) -> None:
-        """Convert, load, answer and be judged, unless the folder says how that went."""
+        """Convert, load, answer (if it does) and be judged, unless the folder says how that went."""
         key = self._key()
         if self._case.outputs and self._recall(key):
             if not self._files.is_dir() and self._has_disk() and not self.row.error:
@@ -77,12 +77,14 @@ class Runner:
             began = time.monotonic()
             facts = self._convert()
             self._start()
-            answer = self._asked(do="load", outputs=str(self.outputs), **self._job())
+            answers = peer_class(self.row.runner).answers
+            answer = self._asked(do="load", outputs=str(self.outputs) if answers else "", **self._job())
             self.row.prepare_s = time.monotonic() - began
             for name, value in (facts | answer["facts"]).items():
                 setattr(self.row, name, value)
             self.row.peak_bytes, self.row.once_ms = answer["peak"], answer["seconds"] * 1e3
-            judge(self)
+            if answers:
+                judge(self)
 
         self._guarded(work)
         self._record.write_text(json.dumps({"key": key, "limit": self._options.limit, "row": asdict(self.row)}))

@@ -32,9 +32,9 @@ TASKS = 8  # of each thread, in `multiply_adds`
 LANES = 64  # no vector has more
 MOVED = 1 << 26  # bytes that a loop moves at least, so that starting it does not count
 
-_HEADER = '#include "simd.h"\n'
-# Each task does `loops` x `chains` multiply-adds of single numbers.
-_FMA = """
+_FMA = """\
+#include "simd.h"
+
 void sm_peak_fma(void *const *args, long begin, long end, void *scratch) {{
     float *out = args[0];
     for (long t = begin; t < end; ++t) {{
@@ -171,7 +171,7 @@ def rates(threads: int, seconds: Sequence[float]) -> Machine:
 
 def peak_program(threads: int) -> Program:
     """The loops as a program: one step of multiply-adds, then reading and copying for each footprint."""
-    parts, symbols = [_HEADER, _FMA.format(chains=CHAINS, loops=FMA_LOOPS)], ["sm_peak_fma"]
+    parts, symbols = [_fma(FMA_LOOPS)], ["sm_peak_fma"]
     for footprint in FOOTPRINTS:
         part = _part(footprint, threads)
         values = {"name": footprint, "part": part, "half": part // 2, "rounds": _rounds(footprint, threads)}
@@ -187,7 +187,12 @@ def multiply_adds(count: int, threads: int, march: str) -> Program:
     tasks = TASKS * threads
     loops = max(1, -(-count // (CHAINS * tasks * LANES))) * LANES
     steps = [NativeStep("sm_peak_fma", tasks, 1, (0,), "sm_peak_fma")]
-    return _program(steps, tasks, 0, march, _HEADER + _FMA.format(chains=CHAINS, loops=loops))
+    return _program(steps, tasks, 0, march, _fma(loops))
+
+
+def _fma(loops: int) -> str:
+    """C text: each task does `CHAINS` x `loops` multiply-adds of single numbers."""
+    return _FMA.format(chains=CHAINS, loops=loops)
 
 
 def _program(steps: Sequence[NativeStep], tasks: int, memory: int, march: str, source: str) -> Program:

@@ -21,7 +21,7 @@ from smartmem.device import Device, DeviceOptions, Memory, Precision
 from smartmem.runtime.cache import Cache
 from smartmem.runtime.opencl.model import DeviceModel
 from smartmem.runtime.opencl.program import DeviceProgram
-from smartmem.schedule.gpu import matrix
+from smartmem.schedule.gpu import matrix, ptx
 
 WORDS = 6  # 32-bit registers of a work-item: four of A, two of B; also room for an address
 EMULATION = """
@@ -119,9 +119,9 @@ def emulated(program: DeviceProgram) -> DeviceProgram:
     """The program with the instruction replaced; every kernel with such blocks gets memory for the exchange."""
     sources = {}
     for name, text in program.sources.items():
-        text = text.replace(matrix.PTX, EMULATION).replace("#pragma unroll\n", "")  # exchanges are long when repeated
+        text = text.replace(ptx.PTX, EMULATION).replace("#pragma unroll\n", "")  # exchanges are long when repeated
         prelude, *kernels = text.split("__kernel ")
-        assert matrix.PTX not in prelude
+        assert ptx.PTX not in prelude
         for number, kernel in enumerate(kernels):
             if "sm_multiply" in kernel:
                 items = int(kernel.partition("work_group_size(")[2].partition(",")[0])
@@ -270,7 +270,7 @@ def test_upsampled_rows_are_copied(device: Device, precision: Precision) -> None
     units = replace(device, matrix_units=True)
     options = DeviceOptions("buffer", precision)
     program = build_device_program(model, level="full", device=units, options=options)
-    (text,) = [t for t in program.sources.values() if "sm_multiply" in t.replace(matrix.PTX, "")]
+    (text,) = [t for t in program.sources.values() if "sm_multiply" in t.replace(ptx.PTX, "")]
     assert "sm_copy_16(A" in text and "next_A" not in text
     assert program.report["totals"]["copies"] == 0
 

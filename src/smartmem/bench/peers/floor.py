@@ -33,16 +33,14 @@ class Floor(Peer):
         return Facts()
 
     def load(self, job: Job) -> Facts:
+        from smartmem.api import link
         from smartmem.profile.machine import multiply_adds
         from smartmem.runtime.cache import open_cache
-        from smartmem.runtime.cc import build_library, find_compiler
+        from smartmem.runtime.cc import find_compiler
         from smartmem.runtime.model import Model
-        from smartmem.runtime.plan import plan_source
 
         program = multiply_adds(int((job.folder / COUNT).read_text()), job.threads, job.march)
-        sources = {**program.sources, "plan.c": plan_source(program)}
-        library = build_library(sources, program.march, open_cache(), find_compiler())
-        self._model = Model(program, library, job.threads, features=[])
+        self._model = Model(program, link(program, find_compiler(), open_cache()), job.threads, features=[])
         return Facts()
 
     def run(self) -> dict[str, Array]:

@@ -40,7 +40,22 @@ SM_INLINE f32v sm_div_fast(f32v num, f32v den) {
 #endif
 }
 
-/* exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; exp(r) = 1 + r + r^2 q(r), minimax to 2^-28.
+/* x - n ln 2. */
+SM_INLINE f32v sm_exp_rest(f32v x, f32v n) {
+    f32v r = x - n * sm_splat(0x1.63p-1f); /* n * (high part of ln 2) is exact without FMA, too */
+    return r + n * sm_splat(0x1.bd0106p-13f);
+}
+
+/* q(r) of exp(r) = 1 + r + r^2 q(r), minimax to 2^-28 for |r| <= ln 2 / 2. */
+SM_INLINE f32v sm_exp_series(f32v r) {
+    f32v q = sm_splat(0x1.6a5134p-10f);
+    q = sm_horner(q, r, 0x1.12397cp-7f);
+    q = sm_horner(q, r, 0x1.5558acp-5f);
+    q = sm_horner(q, r, 0x1.555492p-3f);
+    return sm_horner(q, r, 0x1.fffffcp-2f);
+}
+
+/* exp(x) = 2^n exp(r), n = round(x / ln 2).
  * A result below 2^-126 is 0: x86 takes some 150 cycles for a vector with a subnormal result, and masks of -100 or -inf
  * would make one in each row of a softmax. */
 SM_INLINE f32v sm_expv(f32v x) {
@@ -49,14 +64,7 @@ SM_INLINE f32v sm_expv(f32v x) {
     i32v zero = (i32v)(x < lowest);
     x = sm_min(sm_splat(89.0f), sm_max(lowest, x)); /* exp(89) is infinity */
     f32v n = (x * sm_splat(0x1.715476p0f) + shift) - shift;
-    f32v r = x - n * sm_splat(0x1.63p-1f); /* n * (high part of ln 2) is exact without FMA, too */
-    r = r + n * sm_splat(0x1.bd0106p-13f);
-    f32v q = sm_splat(0x1.6a5134p-10f);
-    q = sm_horner(q, r, 0x1.12397cp-7f);
-    q = sm_horner(q, r, 0x1.5558acp-5f);
-    q = sm_horner(q, r, 0x1.555492p-3f);
-    q = sm_horner(q, r, 0x1.fffffcp-2f);
-    q = sm_horner(q, r, 1.0f);
+    f32v r = sm_exp_rest(x, n), q = sm_horner(sm_exp_series(r), r, 1.0f);
     return sm_select(zero, sm_splat(0.0f), sm_scale2(sm_horner(q, r, 1.0f), n));
 }
 
@@ -91,14 +99,7 @@ SM_INLINE f32v sm_tanhv(f32v x) {
     f32v y = sm_max(sm_splat(-20.0f), sm_splat(-2.0f) * sm_absv(x)); /* tanh there is 1 */
     f32v n = y * sm_splat(0x1.715476p0f) + shift;
     f32v s = sm_from_bits((sm_bits(n) + sm_splat_i(127)) << 23); /* 2^n */
-    n = n - shift;
-    f32v r = y - n * sm_splat(0x1.63p-1f);
-    r = r + n * sm_splat(0x1.bd0106p-13f);
-    f32v q = sm_splat(0x1.6a5134p-10f);
-    q = sm_horner(q, r, 0x1.12397cp-7f);
-    q = sm_horner(q, r, 0x1.5558acp-5f);
-    q = sm_horner(q, r, 0x1.555492p-3f);
-    q = sm_horner(q, r, 0x1.fffffcp-2f);
+    f32v r = sm_exp_rest(y, n - shift), q = sm_exp_series(r);
     f32v z = (q * r) * (r * s) + (r * s) + (s - sm_splat(1.0f)); /* s (r + r^2 q) + (s - 1) */
     y = -z * sm_div_fast(sm_splat(1.0f), z + sm_splat(2.0f));
     return sm_from_bits(sm_bits(y) ^ sign);

@@ -53,6 +53,7 @@ from smartmem.schedule.gpu.loops import row_lane
 from smartmem.schedule.gpu.matrix_tile import Form
 from smartmem.schedule.gpu.nest import tree
 from smartmem.schedule.gpu.product import Product, flatten_product
+from smartmem.schedule.gpu.ptx import SUPPORT
 from smartmem.schedule.gpu.sweeps import of_block_rows, of_tile
 from smartmem.schedule.gpu.tile import ALIGNED, PAD, Tile, staged
 from smartmem.schedule.nest import combined, initial
@@ -261,7 +262,7 @@ class _Attention:
         dynamic = ring_bytes(plan) + 4 * self.block * whole_lanes(self.width) if self.units else 0
         return DeviceCode(
             w.text(), [*arguments.parameters, *([matrix.POOL] if dynamic else [])], arguments.slots, size,
-            (self.items, 1, 1), family="attention", notes=[note], support=matrix.SUPPORT if self.units else "",
+            (self.items, 1, 1), family="attention", notes=[note], support=SUPPORT if self.units else "",
             sweeps=[] if self.units else arguments.sweeps, checks=arguments.checks, dynamic=dynamic,
         )  # fmt: skip
 

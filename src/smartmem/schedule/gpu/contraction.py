@@ -42,6 +42,8 @@ from smartmem.schedule.gpu.loops import ease, ease_of_stores
 from smartmem.schedule.gpu.matrix_tile import Form
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
+from smartmem.schedule.gpu.ptx import SUPPORT
+from smartmem.schedule.gpu.ring import PackedB
 from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
 from smartmem.schedule.gpu.tile import ALIGNED, PAD, PlainStager, Staged, Tile, choose_tile, multiply, pipelined, staged
 from smartmem.schedule.pipeline import batch_axes, batch_first
@@ -89,7 +91,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     parameters = [*arguments.parameters, *([matrix.POOL] if dynamic else [])]
     return DeviceCode(
         w.text(), parameters, arguments.slots, size, (items, 1, 1), weights, "contraction", [note],
-        matrix.SUPPORT if on_matrix_units else "", arguments.sweeps, arguments.checks, dynamic,
+        SUPPORT if on_matrix_units else "", arguments.sweeps, arguments.checks, dynamic,
     )  # fmt: skip
 
 
@@ -189,14 +191,14 @@ def _matrix_tile(
     batch, m, n, k = product.extents
     tile = matrix_tile.choose_tile(batch, m, n, k, form, device)
     a = staged("A", M, product.extents, tile.rows, 0, operands[0])
-    right: Staged | matrix.PackedB
+    right: Staged | PackedB
     if operands[1] is None:
         slot = f"{job.name}.packed"
         weights[slot], split = matrix.pack_matrix(product, constants, form)
         bounds = job.arguments.bounds(slot, address=weights[slot].size)
         batches, columns, depth = weights[slot].shape
         pointer = job.arguments.buffer(slot, form.kind)
-        right = matrix.PackedB(pointer, batches, columns, depth, split, bounds)
+        right = PackedB(pointer, batches, columns, depth, split, bounds)
     else:
         right = staged("B", N, product.extents, tile.columns, 0, operands[1])
     _corner(w, tile.rows, tile.columns)

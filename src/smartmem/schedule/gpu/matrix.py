@@ -28,103 +28,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Lane, lane_free
-from smartmem.codegen.cl_expr import DeviceContext, cl_guards
-from smartmem.codegen.cl_memory import Bounds, LinearBuffer, checked
+from smartmem.codegen.cl_expr import DeviceContext
 from smartmem.codegen.writer import Writer
-from smartmem.index.map import Guard
-from smartmem.kernel.expr import Choose, Const, Load
-from smartmem.kernel.stage import looked_up
-from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import K, N
 from smartmem.schedule.gpu.matrix_tile import FLOAT, HALF, WARP, Form, MatrixTile
 from smartmem.schedule.gpu.product import Product, pack, to_half
-from smartmem.schedule.gpu.tile import Staged, Stager
+from smartmem.schedule.gpu.ring import PackedB, RingStager
+from smartmem.schedule.gpu.tile import Staged
 
 Array = np.ndarray[Any, Any]
 POOL = "__local uint4 *pool"  # parameter: the ring, as large as the launch says
 
-PTX = """
-inline void sm_multiply(float *c, const uint *a, const uint *b) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-/* Upper bits of both operands, which is what the units read of floats. */
-inline void sm_multiply_upper(float *c, const uint *a, const uint *b) {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-/* Four (two) blocks of 8 rows of 16 bytes; each work-item names the start of one row. _t: of halves, transposed. */
-#define SM_BLOCKS(name, form) \
-    inline void name(uint *r, const __local void *row) { \
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4" form ".shared.b16 {%0, %1, %2, %3}, [%4];" \
-                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"((uint)(size_t)row) : "memory"); \
-    } \
-    inline void name##_2(uint *r, const __local void *row) { \
-        asm volatile("ldmatrix.sync.aligned.m8n8.x2" form ".shared.b16 {%0, %1}, [%2];" \
-                     : "=r"(r[0]), "=r"(r[1]) : "r"((uint)(size_t)row) : "memory"); \
-    }
-SM_BLOCKS(sm_blocks, "")
-SM_BLOCKS(sm_blocks_t, ".trans")
-/* Copies 16 (8) bytes without waiting, or zeros where `inside` is 0. */
-inline void sm_copy_16(__local void *to, const __global void *from, int inside) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :: "r"((uint)(size_t)to), "l"((ulong)from), "r"(inside ? 16 : 0) : "memory");
-}
-inline void sm_copy_8(__local void *to, const __global void *from, int inside) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
-                 :: "r"((uint)(size_t)to), "l"((ulong)from), "r"(inside ? 8 : 0) : "memory");
-}
-/* Floats x and y as halves: in one register the nearest ones, x below, in another 2^11 times what they lack. */
-inline void sm_to_halves(uint *upper, uint *lower, uint x, uint y) {
-    float x_, y_;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(*upper) : "f"(as_float(y)), "f"(as_float(x)));
-    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
-        : "=f"(x_), "=f"(y_) : "r"(*upper));
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(*lower)
-        : "f"((as_float(y) - y_) * 0x1p11f), "f"((as_float(x) - x_) * 0x1p11f));
-}
-/* The floats that such halves stand for. */
-inline void sm_from_halves(uint *x, uint *y, uint upper, uint lower) {
-    float x_, y_, dx, dy;
-    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
-        : "=f"(x_), "=f"(y_) : "r"(upper));
-    asm("{ .reg .f16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b; }"
-        : "=f"(dx), "=f"(dy) : "r"(lower));
-    *x = as_uint(x_ + dx * 0x1p-11f), *y = as_uint(y_ + dy * 0x1p-11f);
-}
-/* Whether `is` holds for any work-item of the group; a barrier. */
-inline int sm_any(int is) {
-    int any;
-    asm volatile("{ .reg .pred p, q; setp.ne.s32 p, %1, 0; bar.red.or.pred q, 0, p; selp.s32 %0, 1, 0, q; }"
-                 : "=r"(any) : "r"(is) : "memory");
-    return any;
-}
-#define sm_copied() asm volatile("cp.async.commit_group;" ::: "memory")
-#define sm_wait_copies(n) asm volatile("cp.async.wait_group " #n ";" ::: "memory")
-"""
-SPLIT = """\
-/* A float as the sum of two numbers of 11 bits: `x` keeps the nearest one, so that the rest may have either sign, and
-   what is left out of products does not add up. */
-inline void sm_split(uint *x, uint *lower) {
-    const float value = as_float(*x);
-    *x = (*x + 0x1000u) & 0xffffe000u;
-    *lower = as_uint(fmin(value - as_float(*x), 0x1p117f)); /* the rest of an infinity is no NaN */
-}
-"""
 SMALLEST = 2.0**-14  # of halves with all of their bits
 LARGEST = 65504.0
 PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7), (8, 12), (9, 13), (10, 14), (11, 15))  # values of k that share a register
-SUPPORT = PTX + SPLIT  # functions that kernels with such products call
 ELEMENT = {"half": "ushort", "float": "float"}  # how values of a `Form.kind` are declared in local memory
 
 
@@ -159,149 +80,6 @@ def split(values: Array) -> Array:
     return np.concatenate(words, -1).view(np.float32).reshape(values.shape)
 
 
-@dataclass(frozen=True)
-class PackedB:
-    """Packed weights behind a pointer: a load of one `VECTOR` along k. Floats are `split` into halves, or not."""
-
-    pointer: str
-    batches: int
-    columns: int
-    depth: int
-    split: bool
-    bounds: Bounds | None = None
-
-
-class RingStager(Stager):
-    """A ring of blocks of the tile's form: ``[x][k]`` where the operand lies along k, else ``[k][x]``.
-
-    Attributes:
-        copies: whether blocks are copied without passing the registers.
-        stride: values from one row of a block to the next; block_size: of a block.
-        split: whether floats come as two halves already; halves: whether they can be made such.
-    """
-
-    def __init__(
-        self, w: Writer, tile: MatrixTile, operand: Staged | PackedB, name: str, size: int, depth: int,
-        context: DeviceContext,
-    ) -> None:  # fmt: skip
-        self.operand, self.form = operand, tile.form
-        self.copied = None if isinstance(operand, PackedB) else _copied(operand, tile, size, context)
-        self.copies = isinstance(operand, PackedB) or self.copied is not None
-        self.split = isinstance(operand, PackedB) and operand.split
-        self.halves = self.split or not isinstance(operand, PackedB)
-        self.k_inner = isinstance(operand, PackedB) or (operand.along or operand.fast) == K
-        self.stride = tile.stride(size, self.k_inner)
-        self.block_size = self.stride * (size if self.k_inner else tile.depth)
-        if isinstance(operand, PackedB):
-            step, kind = tile.form.run, ""
-        elif self.copied is not None:
-            step, kind = self.copied.lane.width, ""
-        else:
-            step, kind = (LANES, "float4") if operand.along is not None else (1, "float")
-        super().__init__(w, name, tile.items, size, tile.depth, depth, step, kind, context)
-
-    def declare(self) -> None:
-        if not self.copies:
-            super().declare()
-
-    def begin_copy(self, start: str, stage: str) -> None:
-        """Starts the copies of the block from k = `start` into part `stage` of the ring."""
-        self._each(lambda: self._copy(start, stage))
-
-    def store_to(self, stage: str) -> None:
-        """Puts the loaded block into part `stage` of the ring."""
-        self._each(lambda: self._put(stage))
-
-    def _positions(self) -> None:
-        if self.k_inner:
-            per = self.block // self.step
-            self.w.line(f"const int at_k = load % {per} * {self.step}, at_x = load / {per};")
-        else:
-            per = self.size // self.step
-            self.w.line(f"const int at_x = load % {per} * {self.step}, at_k = load / {per};")
-
-    def _place(self, stage: str) -> str:
-        inner, outer = ("at_k", "at_x") if self.k_inner else ("at_x", "at_k")
-        part = f" + {stage} * {self.block_size}" if stage != "0" else ""
-        return f"{self.name}{part} + {outer} * {self.stride} + {inner}"
-
-    def _copy(self, start: str, stage: str) -> None:
-        w, o = self.w, self.operand
-        w.line(f"const int k = {start} + at_k;")
-        depth = o.depth if isinstance(o, PackedB) else self.depth  # registers of split weights are not in k's order
-        inside = [f"k < {depth}"] if depth % self.block else []
-        if isinstance(o, PackedB):
-            if o.columns % self.size:
-                inside.append(f"n0 + at_x < {o.columns}")
-            base = f"b * {o.columns * o.depth} + " if o.batches > 1 else ""
-            source = f"{o.pointer} + {checked(o.bounds, f'{base}(n0 + at_x) * {o.depth} + k', together=self.step)}"
-            pointer, bounds = o.pointer, o.bounds
-        else:
-            assert self.copied is not None
-            # Nothing is copied beyond the last row: many groups that copied that one would wait for its cache line.
-            name = "mn"[o.axis - 1]
-            w.line(f"const int {name} = {name}0 + at_x;")
-            if o.extent % o.size:
-                inside.append(f"{name} < {o.extent}")
-            source = self.copied.memory.aligned(self.copied.load.index, self.context.axes, self.copied.lane) or ""
-            pointer, bounds = self.copied.memory.pointer, self.copied.memory.bounds
-            if self.copied.guards:
-                inside.append(cl_guards(self.copied.guards, self.context.axes))
-        condition = " && ".join(inside) or "1"
-        if bounds is not None and inside:  # an address that is not used is not checked
-            source = f"({condition} ? {source} : {pointer})"
-        w.line(f"sm_copy_{self.step * self.form.bytes}({self._place(stage)}, {source}, {condition});")
-
-    def _load(self, start: str) -> None:
-        assert not isinstance(self.operand, PackedB)
-        self.w.line(f"const int k = {start} + at_k;")
-        self._by_definition(self.operand)
-
-    def _store(self) -> None:
-        self._put("0")
-
-    def _put(self, stage: str) -> None:
-        value, where = f"{self.register}[u]", self._place(stage)
-        if self.form == FLOAT:
-            self.w.line(f"*(__local {self.kind} *)({where}) = {value};")
-            return
-        kind = "vstorea_half4_rte" if self.step == LANES else "vstore_half_rte"
-        self.w.line(f"{kind}({value}, 0, (__local half *)({where}));")
-
-
-@dataclass(frozen=True)
-class Copied:
-    """An operand that is a load, or zero where guards fail: vectors along `lane` lie together as the tile has them."""
-
-    load: Load
-    guards: tuple[Guard, ...]
-    memory: LinearBuffer
-    lane: Lane
-
-
-def _copied(operand: Staged, tile: MatrixTile, size: int, context: DeviceContext) -> Copied | None:
-    """How an operand is copied; None if something must be computed, or it lies otherwise."""
-    body = operand.body
-    guards: tuple[Guard, ...] = ()
-    if isinstance(body, Choose) and isinstance(body.otherwise, Const) and body.otherwise.value == 0:
-        guards, body = body.guards, body.then
-    if operand.along is None or not isinstance(body, Load) or body.tensor in context.local:
-        return None
-    if operand.body is None or looked_up(
-        operand.body
-    ):  # copies compute their addresses beyond the ends too, where an index tensor has none
-        return None
-    memory = context.memories[body.tensor]
-    if not isinstance(memory, LinearBuffer) or memory.stored != (np.float16 if tile.form == HALF else np.float32):
-        return None
-    for width in (tile.form.run, LANES):
-        lane = Lane(operand.along, context.axes.extents[operand.along], width)
-        fits = lane.extent % width == 0 and (tile.depth if operand.along == K else size) % width == 0
-        if fits and lane_free(guards, lane) and memory.aligned(body.index, context.axes, lane) is not None:
-            return Copied(body, guards, memory, lane)
-    return None
-
-
 def declare(w: Writer) -> None:
     """Local memory of a tile, in `POOL`: the ring of staged blocks, and in its place parts of the results C."""
     w.line("__local float *const C = (__local float *)pool;")
@@ -324,8 +102,7 @@ def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, cont
         return
     halves = right.halves
     w.line(f"float small[{rows}][{columns}][4];")
-    w.line(f"int exact = {0 if halves else 1};")
-    with w.block("for (;; exact = 1)") if halves else nullcontext():
+    with w.block("for (int exact = 0;; exact = 1)") if halves else nullcontext():
         if halves:
             w.line("uint seen_a = 0, seen_b = 0;")
         _each_sum(w, tile, "sum[i][j]@ = small[i][j]@ = 0.0f;")

@@ -1,0 +1,165 @@
+"""Operands of products on matrix units in local memory: a ring of blocks, copied past the registers where that can be.
+
+In: an operand (`tile.Staged`, or packed weights) and the `MatrixTile`. Out: the code that fills a part of the ring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from smartmem.codegen.c_expr import Lane, lane_free
+from smartmem.codegen.cl_expr import DeviceContext, cl_guards
+from smartmem.codegen.cl_memory import Bounds, LinearBuffer, checked
+from smartmem.codegen.writer import Writer
+from smartmem.index.map import Guard
+from smartmem.kernel.expr import Choose, Const, Load
+from smartmem.kernel.stage import looked_up
+from smartmem.layout.memory import LANES
+from smartmem.schedule.flatten import K
+from smartmem.schedule.gpu.matrix_tile import FLOAT, HALF, MatrixTile
+from smartmem.schedule.gpu.tile import Staged, Stager
+
+
+@dataclass(frozen=True)
+class PackedB:
+    """Packed weights behind a pointer: a load of one `VECTOR` along k. Floats are `split` into halves, or not."""
+
+    pointer: str
+    batches: int
+    columns: int
+    depth: int
+    split: bool
+    bounds: Bounds | None = None
+
+
+class RingStager(Stager):
+    """A ring of blocks of the tile's form: ``[x][k]`` where the operand lies along k, else ``[k][x]``.
+
+    Attributes:
+        copies: whether blocks are copied without passing the registers.
+        stride: values from one row of a block to the next; block_size: of a block.
+        split: whether floats come as two halves already; halves: whether they can be made such.
+    """
+
+    def __init__(
+        self, w: Writer, tile: MatrixTile, operand: Staged | PackedB, name: str, size: int, depth: int,
+        context: DeviceContext,
+    ) -> None:  # fmt: skip
+        self.operand, self.form = operand, tile.form
+        self.copied = None if isinstance(operand, PackedB) else _copied(operand, tile, size, context)
+        self.copies = isinstance(operand, PackedB) or self.copied is not None
+        self.split = isinstance(operand, PackedB) and operand.split
+        self.halves = self.split or not isinstance(operand, PackedB)
+        self.k_inner = isinstance(operand, PackedB) or (operand.along or operand.fast) == K
+        self.stride = tile.stride(size, self.k_inner)
+        self.block_size = self.stride * (size if self.k_inner else tile.depth)
+        if isinstance(operand, PackedB):
+            step, kind = tile.form.run, ""
+        elif self.copied is not None:
+            step, kind = self.copied.lane.width, ""
+        else:
+            step, kind = (LANES, "float4") if operand.along is not None else (1, "float")
+        super().__init__(w, name, tile.items, size, tile.depth, depth, step, kind, context)
+
+    def declare(self) -> None:
+        if not self.copies:
+            super().declare()
+
+    def begin_copy(self, start: str, stage: str) -> None:
+        """Starts the copies of the block from k = `start` into part `stage` of the ring."""
+        self._each(lambda: self._copy(start, stage))
+
+    def store_to(self, stage: str) -> None:
+        """Puts the loaded block into part `stage` of the ring."""
+        self._each(lambda: self._put(stage))
+
+    def _positions(self) -> None:
+        if self.k_inner:
+            per = self.block // self.step
+            self.w.line(f"const int at_k = load % {per} * {self.step}, at_x = load / {per};")
+        else:
+            per = self.size // self.step
+            self.w.line(f"const int at_x = load % {per} * {self.step}, at_k = load / {per};")
+
+    def _place(self, stage: str) -> str:
+        inner, outer = ("at_k", "at_x") if self.k_inner else ("at_x", "at_k")
+        part = f" + {stage} * {self.block_size}" if stage != "0" else ""
+        return f"{self.name}{part} + {outer} * {self.stride} + {inner}"
+
+    def _copy(self, start: str, stage: str) -> None:
+        w, o = self.w, self.operand
+        w.line(f"const int k = {start} + at_k;")
+        depth = o.depth if isinstance(o, PackedB) else self.depth  # registers of split weights are not in k's order
+        inside = [f"k < {depth}"] if depth % self.block else []
+        if isinstance(o, PackedB):
+            if o.columns % self.size:
+                inside.append(f"n0 + at_x < {o.columns}")
+            base = f"b * {o.columns * o.depth} + " if o.batches > 1 else ""
+            source = f"{o.pointer} + {checked(o.bounds, f'{base}(n0 + at_x) * {o.depth} + k', together=self.step)}"
+            pointer, bounds = o.pointer, o.bounds
+        else:
+            assert self.copied is not None
+            # Nothing is copied beyond the last row: many groups that copied that one would wait for its cache line.
+            name = "mn"[o.axis - 1]
+            w.line(f"const int {name} = {name}0 + at_x;")
+            if o.extent % o.size:
+                inside.append(f"{name} < {o.extent}")
+            source = self.copied.memory.aligned(self.copied.load.index, self.context.axes, self.copied.lane) or ""
+            pointer, bounds = self.copied.memory.pointer, self.copied.memory.bounds
+            if self.copied.guards:
+                inside.append(cl_guards(self.copied.guards, self.context.axes))
+        condition = " && ".join(inside) or "1"
+        if bounds is not None and inside:  # an address that is not used is not checked
+            source = f"({condition} ? {source} : {pointer})"
+        w.line(f"sm_copy_{self.step * self.form.bytes}({self._place(stage)}, {source}, {condition});")
+
+    def _load(self, start: str) -> None:
+        assert not isinstance(self.operand, PackedB)
+        self.w.line(f"const int k = {start} + at_k;")
+        self._by_definition(self.operand)
+
+    def _store(self) -> None:
+        self._put("0")
+
+    def _put(self, stage: str) -> None:
+        value, where = f"{self.register}[u]", self._place(stage)
+        if self.form == FLOAT:
+            self.w.line(f"*(__local {self.kind} *)({where}) = {value};")
+            return
+        kind = "vstorea_half4_rte" if self.step == LANES else "vstore_half_rte"
+        self.w.line(f"{kind}({value}, 0, (__local half *)({where}));")
+
+
+@dataclass(frozen=True)
+class Copied:
+    """An operand that is a load, or zero where guards fail: vectors along `lane` lie together as the tile has them."""
+
+    load: Load
+    guards: tuple[Guard, ...]
+    memory: LinearBuffer
+    lane: Lane
+
+
+def _copied(operand: Staged, tile: MatrixTile, size: int, context: DeviceContext) -> Copied | None:
+    """How an operand is copied; None if something must be computed, or it lies otherwise."""
+    body = operand.body
+    guards: tuple[Guard, ...] = ()
+    if isinstance(body, Choose) and isinstance(body.otherwise, Const) and body.otherwise.value == 0:
+        guards, body = body.guards, body.then
+    if operand.along is None or not isinstance(body, Load) or body.tensor in context.local:
+        return None
+    if operand.body is None or looked_up(
+        operand.body
+    ):  # copies compute their addresses beyond the ends too, where an index tensor has none
+        return None
+    memory = context.memories[body.tensor]
+    if not isinstance(memory, LinearBuffer) or memory.stored != (np.float16 if tile.form == HALF else np.float32):
+        return None
+    for width in (tile.form.run, LANES):
+        lane = Lane(operand.along, context.axes.extents[operand.along], width)
+        fits = lane.extent % width == 0 and (tile.depth if operand.along == K else size) % width == 0
+        if fits and lane_free(guards, lane) and memory.aligned(body.index, context.axes, lane) is not None:
+            return Copied(body, guards, memory, lane)
+    return None
