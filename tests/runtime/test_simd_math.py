@@ -31,9 +31,9 @@ if os.uname().machine == "x86_64":
 
 EXACT_TO_THE_BIT = ["sqrt", "abs", "floor", "ceil", "round", "trunc"]
 LANE_BY_LANE = ["sin", "log1p", "expm1"]
-UNARY = ["exp", "log", "tanh", "erf", "sigmoid", "rsqrt", *EXACT_TO_THE_BIT, *LANE_BY_LANE]
-BINARY = ["max", "min", "pow"]
-REDUCTIONS = ["hsum", "hmax", "hmin", "hprod"]
+UNARY = ["exp", "exp_below", "log", "tanh", "erf", "sigmoid", "rsqrt", *EXACT_TO_THE_BIT, *LANE_BY_LANE]
+BINARY = ["max", "max_ordered", "min", "pow"]
+REDUCTIONS = ["hsum", "hmax", "hmax_ordered", "hmin", "hprod"]
 
 SOURCE = '#include "simd.h"\nint lanes(void) { return SM_W; }\n'
 for _name in UNARY:
@@ -164,6 +164,36 @@ def test_error(library: ctypes.CDLL, name: str) -> None:
         assert np.nanmax(np.abs(got)) == 1.0
     scalar = call(library[f"{name}_s"], x[::17].copy())
     assert np.allclose(scalar, got[::17], rtol=3e-7, atol=1e-44, equal_nan=True)
+
+
+def test_exp_below(library: ctypes.CDLL) -> None:
+    """For x <= 0 the relative error grows with -x; 0 for results below 2^-126 and for -inf; NaN stays."""
+    x = dense()
+    x = np.ascontiguousarray(x[~(x > 0)])
+    got = call(library["exp_below_v"], x)
+    assert np.array_equal(np.isnan(got), np.isnan(x))
+    assert (got[x == 0] == 1).all()
+    assert (got[x < -87.34] == 0).all()
+    normal = x > -87.33
+    exact = np.exp(x[normal].astype(np.float64))
+    error = np.abs(got[normal] - exact) / exact / (1 - x[normal].astype(np.float64))
+    print(f"exp_below: {error.max() * 2**23:.3f} * 2^-23 (1 - x) at {x[normal][np.argmax(error)]!r}")
+    assert error.max() <= 2.0**-23 * 1.5
+    scalar = call(library["exp_below_s"], x[::17].copy())
+    assert np.allclose(scalar, got[::17], rtol=3e-7, atol=0, equal_nan=True)
+
+
+def test_max_ordered(library: ctypes.CDLL) -> None:
+    values = SPECIAL[~np.isnan(SPECIAL)][:16]
+    a, b = (np.ascontiguousarray(g.ravel()) for g in np.meshgrid(values, values))
+    for form in "vs":
+        assert np.array_equal(call(library[f"max_ordered_{form}"], a, b), np.maximum(a, b))
+    reduce = library["hmax_ordered"]
+    reduce.restype = ctypes.c_float
+    for lane in range(library.lanes()):
+        x = np.full(library.lanes(), -1.0, np.float32)
+        x[lane] = 2.0
+        assert reduce(ctypes.c_void_p(x.ctypes.data)) == 2.0
 
 
 @pytest.mark.parametrize("name", EXACT_TO_THE_BIT)

@@ -118,9 +118,10 @@ def masked(queries: int, keys: int) -> Array:
     return mask
 
 
-def test_masks_of_infinities() -> None:
-    proto = attention(2, 60, 1300, 32, 32, mask=True)
-    inputs = random(proto) | {"mask": masked(60, 1300)}
+@pytest.mark.parametrize("keys", [49, 1300])
+def test_masks_of_infinities(keys: int) -> None:
+    proto = attention(2, 60, keys, 32, 32, mask=True)
+    inputs = random(proto) | {"mask": masked(60, keys)}
     wanted = reference(**inputs)
     assert np.isnan(wanted[:, 5]).all()
     assert np.isfinite(np.delete(wanted, 5, axis=1)).all()
@@ -143,17 +144,59 @@ def test_rows_that_see_nothing_as_zeros(keys: int) -> None:
     assert np.isnan(np.delete(answer(proto, inputs), [5, 9], axis=1)).all()
 
 
-@pytest.mark.parametrize("key", [0, 700, 1299])
+@pytest.mark.parametrize("keys", [49, 1300])
+def test_masks_of_the_lowest_number(keys: int) -> None:
+    """Exporters also write the lowest float for what is masked; a row of nothing else is the mean of v."""
+    proto = attention(2, 60, keys, 32, 32, mask=True)
+    inputs = random(proto) | {"mask": np.maximum(masked(60, keys), np.finfo(np.float32).min)}
+    wanted = reference(**inputs)
+    np.testing.assert_allclose(wanted[:, 5], inputs["v"].mean(1), atol=1e-5)
+    np.testing.assert_allclose(answer(proto, inputs), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("keys", "key"), [(49, 0), (49, 17), (49, 48), (1300, 0), (1300, 700), (1300, 1299)])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_not_a_number_stays(key: int, value: float) -> None:
+def test_not_a_number_stays(keys: int, key: int, value: float) -> None:
     """A score that is NaN or +inf makes its row NaN, wherever it is, and no other row."""
-    proto = attention(1, 30, 1300, 32, 32, mask=True)
+    proto = attention(1, 30, keys, 32, 32, mask=True)
     inputs = random(proto)
     inputs["mask"] *= 0
     inputs["mask"][7, key] = value
     wanted = reference(**inputs)
     assert np.isnan(wanted[:, 7]).all()
     np.testing.assert_allclose(answer(proto, inputs), wanted, rtol=0, atol=1e-5)
+
+
+def has_quick_exponentials(proto: onnx.ModelProto) -> bool:
+    sources = "".join(build_program(proto, level="full").sources.values())
+    assert ("sm_exp_belowv" in sources) == ("sm_max_ordered" in sources)
+    return "sm_exp_belowv" in sources
+
+
+def test_only_a_softmax_has_quick_exponentials() -> None:
+    """`exp(t - max t)` alone must not miss NaN in its maximum, and neither must a maximum that something else reads."""
+    assert has_quick_exponentials(attention(2, 60, 49, 32, 32))
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (8, 49)) for name in "xy")
+    axes = numpy_helper.from_array(np.array([1]), "axes")
+    start = [
+        helper.make_node("Mul", ["x", "x"], ["t"]),
+        helper.make_node("ReduceMax", ["t"], ["m"], axes=[1]),
+        helper.make_node("Sub", ["t", "m"], ["d"]),
+        helper.make_node("Exp", ["d"], ["e"]),
+        helper.make_node("ReduceSum", ["e", "axes"], ["l"]),
+    ]
+    divided = [helper.make_node("Div", ["e", "l"], ["y"])]
+    multiplied = [helper.make_node("Mul", ["e", "l"], ["y"])]
+    read_again = [helper.make_node("Div", ["e", "l"], ["p"]), helper.make_node("Add", ["p", "m"], ["y"])]
+    for last, quick in ((divided, True), (multiplied, False), (read_again, False)):
+        graph = helper.make_graph(start + last, "softmax", [x], [y], [axes])
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        assert has_quick_exponentials(proto) == quick, last
+        given = np.random.default_rng(0).standard_normal((8, 49)).astype(np.float32)
+        given[3, 5] = np.nan
+        result = answer(proto, {"x": given})
+        assert np.isnan(result[3]).all()
+        assert np.isfinite(np.delete(result, 3, axis=0)).all()
 
 
 def test_scratch_does_not_grow_with_the_keys() -> None:

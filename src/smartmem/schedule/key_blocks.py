@@ -38,31 +38,31 @@ static __attribute__((noinline)) float sm_softmax_block(float *x, long n, int fi
     long i = 0;
     for (; i + 4 * SM_W <= n; i += 4 * SM_W)
 #pragma GCC unroll 4
-        for (int u = 0; u < 4; ++u) top[u] = sm_max(top[u], sm_load(x + i + u * SM_W));
-    for (; i + SM_W <= n; i += SM_W) top[0] = sm_max(top[0], sm_load(x + i));
-    if (i < n) top[1] = sm_max(top[1], sm_load_n(x + i, n - i, -INFINITY));
-    const float here = sm_hmax(sm_max(sm_max(top[0], top[1]), sm_max(top[2], top[3])));
+        for (int u = 0; u < 4; ++u) top[u] = sm_max_ordered(top[u], sm_load(x + i + u * SM_W));
+    for (; i + SM_W <= n; i += SM_W) top[0] = sm_max_ordered(top[0], sm_load(x + i));
+    if (i < n) top[1] = sm_max_ordered(top[1], sm_load_n(x + i, n - i, -INFINITY));
+    const float here = sm_hmax_ordered(sm_max_ordered(sm_max_ordered(top[0], top[1]), sm_max_ordered(top[2], top[3])));
     const float before = first ? -INFINITY : *max, now = sm_maxs(before, here);
     const float safe = now == -INFINITY ? 0.0f : now;
     const f32v by = sm_splat(safe);
     for (i = 0; i + 4 * SM_W <= n; i += 4 * SM_W)
 #pragma GCC unroll 4
         for (int u = 0; u < 4; ++u) {
-            const f32v e = sm_expv(sm_load(x + i + u * SM_W) - by);
+            const f32v e = sm_exp_belowv(sm_load(x + i + u * SM_W) - by);
             sm_store(x + i + u * SM_W, e);
             total[u] += e;
         }
     for (; i + SM_W <= n; i += SM_W) {
-        const f32v e = sm_expv(sm_load(x + i) - by);
+        const f32v e = sm_exp_belowv(sm_load(x + i) - by);
         sm_store(x + i, e);
         total[0] += e;
     }
     if (i < n) {
-        const f32v e = sm_expv(sm_load_n(x + i, n - i, -INFINITY) - by);
+        const f32v e = sm_exp_belowv(sm_load_n(x + i, n - i, -INFINITY) - by);
         sm_store_n(x + i, e, n - i);
         total[1] += e;
     }
-    const float factor = now == before ? 1.0f : sm_expv(sm_splat(before - safe))[0];
+    const float factor = now == before ? 1.0f : sm_exp_belowv(sm_splat(before - safe))[0];
     const float added = sm_hsum((total[0] + total[1]) + (total[2] + total[3]));
     *max = now;
     *sum = first ? added : *sum * factor + added;

@@ -72,7 +72,7 @@ def initial(combine: str, dtype: DType) -> str:
         return "0"
     if combine in ("prod", "and"):
         return "1"
-    low = combine in ("max", "argmax", "argmax_last")
+    low = combine in ("max", "max_ordered", "argmax", "argmax_last")
     if dtype.kind == "f":
         return "-INFINITY" if low else "INFINITY"
     if dtype.kind == "b":

@@ -18,7 +18,10 @@ Some exporters write ``where(isnan(e / l), 0, e / l)``, which makes rows that se
 quotients of a row are NaN or none is; where they are, l is not above 0 (it is NaN, or 0 in blocks), so the choice moves
 behind the sum, too. (The weighted sum of such a row is then 0 even where V is infinite.)
 
-Both are found by comparing definitions; operator names play no part.
+`quicken`: where a softmax is divided like that, NaN among a row's t reaches the sum l and with it the whole row, so m
+may miss it; and t - m is never above 0.
+
+All are found by comparing definitions; operator names play no part.
 """
 
 from __future__ import annotations
@@ -164,6 +167,44 @@ def find(stages: Sequence[Stage], rows: int) -> Softmax | None:
         return None
     keys = math.prod(scores.shape[rows:])
     return Softmax(first.name, scores.name, maximum.name, powers.name, total.name, second.name, keys)
+
+
+def quicken(stages: Sequence[Stage], rows: int) -> list[Stage]:
+    """The stages that `divide_last` made, with the maximum and the exponentials of a softmax as its sum allows them."""
+    local = {stage.name: stage for stage in stages}
+    readers = {name: [s for s in stages if name in tensors_read(s.body)] for name in local}
+    changed: dict[str, Stage] = {}
+    for powers in stages:
+        difference = _exponent(powers)
+        maximum = local.get(difference[1].tensor) if difference is not None else None
+        if difference is None or maximum is None or readers[maximum.name] != [powers]:
+            continue
+        scores = local.get(difference[0].tensor)
+        total = next((s for s in readers[powers.name] if _row_load(powers, rows, s, "sum") is not None), None)
+        if scores is None or total is None or _row_load(scores, rows, maximum, "max") is None:
+            continue
+        if not _same(difference[0], scores, powers, rows, powers.shape[rows:]):
+            continue
+        divided = readers[total.name]
+        sums = [s for s in readers[powers.name] if s is not total and s not in divided]
+        if all(_takes_reciprocal(s, total) for s in divided) and all(
+            is_contraction(s, rows) and all(user in divided for user in readers[s.name]) for s in sums
+        ):
+            assert isinstance(powers.body, Alu)
+            changed[maximum.name] = replace(maximum, combine="max_ordered")
+            changed[powers.name] = replace(powers, body=alu("exp_below", *powers.body.args))
+    return [changed.get(stage.name, stage) for stage in stages]
+
+
+def _takes_reciprocal(stage: Stage, total: Stage) -> bool:
+    """Whether a stage is ``x / total`` as `divide_last` writes it, for some x."""
+    value = stage.body
+    if isinstance(value, Alu) and value.op == "where":
+        value = value.args[1]
+    if not isinstance(value, Alu) or value.op != "mul" or not isinstance(value.args[1], Alu):
+        return False
+    reciprocal = value.args[1]
+    return reciprocal.op == "recip" and isinstance(reciprocal.args[0], Load) and reciprocal.args[0].tensor == total.name
 
 
 def is_epilogue(contraction: Stage, following: Sequence[Stage]) -> bool:

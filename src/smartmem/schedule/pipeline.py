@@ -22,7 +22,7 @@ from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
 from smartmem.schedule.flatten import Flat, N, flatten
 from smartmem.schedule.groups import side_by_side
-from smartmem.schedule.online import Softmax, divide_last, find, is_epilogue
+from smartmem.schedule.online import Softmax, divide_last, find, is_epilogue, quicken
 from smartmem.schedule.operand_a import batch_step, pack_operand, walk_of
 from smartmem.schedule.operand_b import is_dynamic
 from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, permuted
@@ -146,10 +146,14 @@ def prepare(
     else:
         stages = divide_last(_inline_single(kernel.stages, rows), rows)
         softmax = find(stages, rows)
+        if softmax is not None and softmax.keys <= WHOLE_ROWS:
+            softmax = None
+        if softmax is None:
+            stages = quicken(stages, rows)
         stages = _stage_operands(stages, storages, batch, rows, constants)
         contracted = frozenset(s.name for s in stages if is_contraction(s, rows))
     pipeline = Pipeline(kernel, stages, batch, rows, storages, target, contracted=contracted)
-    pipeline.softmax = softmax if softmax is not None and softmax.keys > WHOLE_ROWS else None
+    pipeline.softmax = softmax
     pipeline.group_size = groups.size if groups is not None else 0
     for stage in stages:
         pipeline.flats[stage.name] = flatten(stage, batch, rows, pipeline.is_contraction(stage))

@@ -259,6 +259,15 @@ SM_INLINE f32v sm_max(f32v a, f32v b) {
 #endif
 }
 
+/* The maximum where neither is NaN. */
+SM_INLINE f32v sm_max_ordered(f32v a, f32v b) {
+#if defined(__AVX512F__)
+    return (f32v)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return sm_max(a, b);
+#endif
+}
+
 SM_INLINE f32v sm_min(f32v a, f32v b) {
 #if defined(__aarch64__)
     return (f32v)vminq_f32((float32x4_t)a, (float32x4_t)b);
@@ -274,6 +283,7 @@ SM_INLINE f32v sm_min(f32v a, f32v b) {
 }
 
 SM_INLINE float sm_maxs(float a, float b) { return (a > b || a != a) ? a : b; }
+SM_INLINE float sm_max_ordereds(float a, float b) { return a > b ? a : b; }
 SM_INLINE float sm_mins(float a, float b) { return (a < b || a != a) ? a : b; }
 
 /* x bounded to [low, high]; NaN stays. */
@@ -335,6 +345,11 @@ SM_INLINE float sm_hmax(f32v v) {
     return nan ? NAN : v[0];
 }
 
+SM_INLINE float sm_hmax_ordered(f32v v) {
+    SM_FOLD(v, SM_MAX_STEP);
+    return v[0];
+}
+
 SM_INLINE float sm_hmin(f32v v) {
     int nan = SM_ANY_NAN(v);
     SM_FOLD(v, SM_MIN_STEP);
@@ -392,6 +407,7 @@ SM_INLINE f32v sm_recipv(f32v x) { return sm_splat(1.0f) / x; }
 #define SM_SCALAR(f) \
     SM_INLINE float sm_##f##s(float x) { return sm_##f##v(sm_splat(x))[0]; }
 SM_SCALAR(exp)
+SM_SCALAR(exp_below)
 SM_SCALAR(log)
 SM_SCALAR(tanh)
 SM_SCALAR(erf)
