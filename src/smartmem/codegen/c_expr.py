@@ -66,6 +66,7 @@ class Context:
         lookup: renders indices of gathers along the lane; without it they are taken lane by lane.
         hoist: where the parts of addresses go that do not depend on the `inner` axes, if they contain divisions.
         inner: axes of the loops between that place and the code.
+        streams: whether the kernel's result is stored past the caches, as none holds it.
     """
 
     axes: Axes
@@ -76,6 +77,7 @@ class Context:
     lookup: VectorLookup | None = None
     hoist: Mark | None = None
     inner: frozenset[int] = frozenset()
+    streams: bool = False
 
     def scalar(self) -> Context:
         return replace(self, lane=None)

@@ -34,6 +34,11 @@ class Storage:
     address: Lin
     elements: int
 
+    @property
+    def bytes(self) -> int:
+        """Size of the buffer."""
+        return self.elements * self.dtype.itemsize
+
     def at(self, coords: Sequence[Lin]) -> Lin:
         """The element offset of a coordinate that is given as Lins over other axes."""
         return substitute(self.address, tuple(coords), self.shape)

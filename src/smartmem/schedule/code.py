@@ -41,6 +41,9 @@ class KernelCode:
     support: dict[str, str] = field(default_factory=dict)
 
 
+STREAMED = 8  # times L2: what is larger comes from main memory in every call
+
+
 @dataclass(frozen=True)
 class Target:
     """What schedules need to know of the machine.
@@ -58,6 +61,10 @@ class Target:
     l1: int = 32 << 10
     l2: int = 1 << 20
     tuned: bool = True
+
+    def streams(self, size: int) -> bool:
+        """Whether so many bytes that are read or written once go through all caches, as far as is known of them."""
+        return self.tuned and size > STREAMED * self.l2
 
 
 class Arguments:

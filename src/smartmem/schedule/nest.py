@@ -115,7 +115,8 @@ def schedule(
     axes = Axes(names, nest.extents)
     axes = replace(axes, lookup=lookup_renderer(storages, pointers))
     flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in inputs}
-    context = Context(axes, flat, pointers, lane=lane)  # loads of the nest are addresses already
+    streams = target.streams(storages[kernel.tensor].bytes)
+    context = Context(axes, flat, pointers, lane=lane, streams=streams)  # loads of the nest are addresses already
     jam = find_jam(nest, kernel, lane, target)
     plan = Tasks.of(nest, kernel, lane, jam)
     with writer.loop("t", "end", "begin"), ExitStack() as loops:
@@ -126,6 +127,8 @@ def schedule(
             _lane_loop(lane, plan, context, writer, lambda ctx: _body(kernel, nest, ctx, writer, pointers))
         else:
             _jam_loop(kernel, nest, jam, lane, plan, context, writer, pointers)
+    if streams:
+        writer.line("sm_stream_end();")
     family = "fallback" if lane is None else "window" if any(nest.reduces) else "pointwise"
     notes = []
     if any(has_division(v, nest.extents) for v in nest.lins()):
@@ -341,7 +344,9 @@ def store_vector(writer: Writer, context: Context, pointer: str, address: Lin, v
     suffix = "_n" if lane.count else ""
     kind = "bool" if dtype == np.bool_ else ""
     integral = dtype.kind in "iu"  # of lanes that are floats until here
-    if step == 1 and not integral:
+    if step == 1 and context.streams and dtype == np.float32 and not count:
+        writer.line(f"sm_stream({pointer} + {where}, {value});")
+    elif step == 1 and not integral:
         writer.line(f"sm_store{'_' + kind if kind else ''}{suffix}({pointer} + {where}, {value}{count});")
     elif step is not None and not kind and not integral:
         writer.line(f"sm_store_strided{suffix}({pointer} + {where}, {step}, {value}{count});")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 KEYS, BLOCK_ROWS = 512, 56  # of a block, at most
 TALL, TALL_BLOCK = 512, 56
-STREAMED = 8  # times L2: constant operands larger than this come from main memory in every call
 
 
 def tiling(pipeline: Pipeline) -> Tiling:
@@ -82,9 +81,9 @@ def divides(pipeline: Pipeline) -> bool:
 def _streams(pipeline: Pipeline) -> bool:
     """Whether a constant operand B is read from main memory, and its columns can be divided among tasks."""
     last, target = pipeline.regions[-1].contraction, pipeline.target
-    if last is None or not target.tuned or is_dynamic(last, pipeline.constants):
+    if last is None or is_dynamic(last, pipeline.constants):
         return False
-    return 4 * math.prod(last.reduce) * pipeline.flats[last.name].columns > STREAMED * target.l2
+    return target.streams(4 * math.prod(last.reduce) * pipeline.flats[last.name].columns)
 
 
 def _blocks(pipeline: Pipeline) -> list[Stage]:

@@ -56,6 +56,7 @@ class RowEmitter:
         self.arguments = arguments
         self.packed = packed
         self.task = task
+        self.streams = pipeline.target.streams(pipeline.storages[pipeline.kernel.tensor].bytes)
         self.values: dict[str, Value] = {}
         self._packed_at: dict[str, int] = {}
         self._slots = 1  # in use, of what scratch holds
@@ -105,6 +106,8 @@ class RowEmitter:
                         with self._once(rows):
                             self.regions(p.regions[:kept])
                     self.regions(p.regions[kept:])
+        if self.streams:
+            w.line("sm_stream_end();")
 
     @contextmanager
     def _once(self, what: str) -> Iterator[None]:
@@ -160,7 +163,7 @@ class RowEmitter:
         axes = replace(axes, lookup=lookup_renderer(self.pipeline.storages, self.pointers))
         local = {s.name: self._reader(s) for s in self.pipeline.stages[:-1]}
         lookup = vector_lookup(self.pipeline.storages, self.pointers)
-        return Context(axes, self.pipeline.storages, self.pointers, local, lane, lookup)
+        return Context(axes, self.pipeline.storages, self.pointers, local, lane, lookup, streams=self.streams)
 
     def _reader(self, stage: Stage) -> LocalReader:
         place = self.pipeline.places[stage.name]

@@ -48,7 +48,8 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
         writer.line(line)
     names = {axis: f"i{axis}" for axis in range(nest.space)}
     flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in kernel.inputs()}
-    context = Context(Axes(names, nest.extents), flat, pointers, lane=lane)
+    streams = target.streams(storages[kernel.tensor].bytes)
+    context = Context(Axes(names, nest.extents), flat, pointers, lane=lane, streams=streams)
     results = _results(nest, chosen)
     guards = tuple(
         dict.fromkeys(g for body, _ in results for n in walk(body) if isinstance(n, Choose) for g in n.guards)
@@ -71,6 +72,8 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
                 _lane_loop(context, results, kernel, pointers, writer)
         else:
             _lane_loop(context, results, kernel, pointers, writer)
+    if streams:
+        writer.line("sm_stream_end();")
     tasks = math.prod(nest.extents[a] for a in loops[:outer])
     return KernelCode(writer.text(), arguments.buffers, tasks, family="pointwise")
 

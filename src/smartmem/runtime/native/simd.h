@@ -110,6 +110,26 @@ SM_INLINE i32v sm_select_i(i32v mask, i32v a, i32v b) { return sm_bits(sm_select
 
 SM_INLINE f32v sm_load(const float *p) { return *(const sm_f32v_mem *)p; }
 SM_INLINE void sm_store(float *p, f32v v) { *(sm_f32v_mem *)p = v; }
+
+/* Stores what is not read again while a cache holds it: without loading its line first. `sm_stream_end` before others may
+ * read it. */
+SM_INLINE void sm_stream(float *p, f32v v) {
+#if defined(__AVX512F__)
+    if (((uintptr_t)p & 63) == 0) _mm512_stream_ps(p, (__m512)v);
+    else sm_store(p, v);
+#elif defined(__AVX__)
+    if (((uintptr_t)p & 31) == 0) _mm256_stream_ps(p, (__m256)v);
+    else sm_store(p, v);
+#else
+    sm_store(p, v);
+#endif
+}
+SM_INLINE void sm_stream_end(void) {
+#if defined(__AVX__)
+    _mm_sfence();
+#endif
+}
+
 SM_INLINE i32v sm_load_i32(const int *p) { return *(const sm_i32v_mem *)p; }
 SM_INLINE void sm_store_i32(int *p, i32v v) { *(sm_i32v_mem *)p = v; }
 
