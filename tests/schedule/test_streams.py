@@ -13,7 +13,9 @@ from smartmem.compiler import build_program
 from smartmem.schedule.code import STREAMED
 
 
-def model(nodes: list[onnx.NodeProto], shape: tuple[int, ...], result: tuple[int, ...], **constants: np.ndarray) -> onnx.ModelProto:
+def model(
+    nodes: list[onnx.NodeProto], shape: tuple[int, ...], result: tuple[int, ...], **constants: np.ndarray
+) -> onnx.ModelProto:
     x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
     y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, result)
     arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]

@@ -224,8 +224,11 @@ class Emitter:
         entries = lookup(index, self.context.axes, lane)
         if entries is None:
             return None
+        start = f"{pointer} + {self.address(address - moving)}"
+        if stride == 1 and index.ext <= 2 * lane.width:
+            return self.name(f"sm_lookup({start}, {index.ext}, {entries})", np.dtype(np.float32), True)
         at = entries if stride == 1 else f"{entries} * sm_splat_i({stride})"
-        return self.name(f"sm_gather({pointer} + {self.address(address - moving)}, {at})", np.dtype(np.float32), True)
+        return self.name(f"sm_gather({start}, {at})", np.dtype(np.float32), True)
 
     def _load_irregular(self, pointer: str, address: Lin, dtype: DType) -> Value:
         """One lane at a time: nothing is known of the addresses."""
@@ -454,11 +457,15 @@ def _cast(node: Alu, x: str) -> str:
 
 
 def lookup_renderer(storages: Mapping[str, Storage], pointers: Mapping[str, str]) -> LookupRenderer:
-    """Renders ``tensor[index]`` wrapped (negative counts from the end) and clamped into [0, ext)."""
+    """Renders ``tensor[index]`` wrapped (negative counts from the end) and clamped into [0, ext).
+
+    Unsigned entries are in range already (`passes.narrow_indices`).
+    """
 
     def render(lookup: Lookup, axes: Axes) -> str:
-        address = storages[lookup.tensor].at(lookup.index)
-        return f"sm_index({pointers[lookup.tensor]}[{c_lin(address, axes)}], {lookup.ext})"
+        storage = storages[lookup.tensor]
+        entry = f"{pointers[lookup.tensor]}[{c_lin(storage.at(lookup.index), axes)}]"
+        return entry if storage.dtype.kind == "u" else f"sm_index({entry}, {lookup.ext})"
 
     return render
 
@@ -469,10 +476,12 @@ def vector_lookup(storages: Mapping[str, Storage], pointers: Mapping[str, str]) 
     def render(lookup: Lookup, axes: Axes, lane: Lane) -> str | None:
         storage = storages[lookup.tensor]
         address = storage.at(lookup.index)
-        kind = {"int32": "i32", "int64": "i64"}.get(storage.dtype.name)
+        kind = {"int32": "i32", "int64": "i64", "uint8": "u8", "uint16": "u16"}.get(storage.dtype.name)
         if kind is None or along(address, lane.axis, lane.extent, lane.width).stride != 1:
             return None
         place = f"{pointers[lookup.tensor]} + {c_lin(address, axes)}"
+        if storage.dtype.kind == "u":
+            return f"sm_load_{kind}_n({place}, {lane.count})" if lane.count else f"sm_load_{kind}({place})"
         loaded = f"sm_load_{kind}_n({place}, {lane.count}, 0)" if lane.count else f"sm_load_{kind}({place})"
         return f"sm_indices({loaded}, {lookup.ext})"
 

@@ -23,6 +23,7 @@ from smartmem.index.lin import Lin, axes_of
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, loads, walk
 from smartmem.kernel.stage import Stage
+from smartmem.schedule.b_starts import Tables
 from smartmem.schedule.code import Arguments
 from smartmem.schedule.contraction import emit_contraction
 from smartmem.schedule.flatten import B, Flat, M, N, flat_address
@@ -32,6 +33,7 @@ from smartmem.schedule.operand_a import walk_of
 from smartmem.schedule.operand_b import Packed, direct_b, emit_pack, held_of, is_dynamic
 from smartmem.schedule.pack_rows import is_packing, pack_row, pack_turned, turns
 from smartmem.schedule.pipeline import HELD, Pipeline, Region
+from smartmem.schedule.read_once import emit_once, keep_rows, reads_once
 from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
 
@@ -58,6 +60,7 @@ class RowEmitter:
         self.task = task
         self.streams = pipeline.target.streams(pipeline.storages[pipeline.kernel.tensor].bytes)
         self.values: dict[str, Value] = {}
+        self.starts: dict[str, Tables] = {}  # of the contractions whose B is not packed
         self._packed_at: dict[str, int] = {}
         self._slots = 1  # in use, of what scratch holds
         self.mark = writer.mark()
@@ -96,10 +99,12 @@ class RowEmitter:
             if p.softmax is not None:
                 emit_key_blocks(self, dynamic)
             else:
+                self.starts = {stage.name: keep_rows(self, stage) for stage in dynamic if reads_once(p, stage)}
                 if dynamic:
                     with self._once("b" if p.batches > 1 else "0"):
                         for stage in dynamic:
-                            emit_pack(self, stage)
+                            if stage.name not in self.starts:
+                                emit_pack(self, stage)
                 kept = len(p.regions) - 1 if task.column_chunks > 1 and task.chunk <= p.tiling.group else 0
                 with self.blocks():
                     if kept:
@@ -140,7 +145,9 @@ class RowEmitter:
     def regions(self, regions: list[Region]) -> None:
         """Regions of one block of rows."""
         for region in regions:
-            if region.contraction is not None:
+            if region.contraction is not None and region.contraction.name in self.starts:
+                emit_once(self, region.contraction, region.stages, self.starts[region.contraction.name])
+            elif region.contraction is not None:
                 emit_contraction(self, region.contraction, region.stages)
             else:
                 self.row_region(region.stages)

@@ -44,6 +44,7 @@ typedef int i32v __attribute__((vector_size(SM_W * 4)));
 typedef float sm_f32v_mem __attribute__((vector_size(SM_W * 4), aligned(4), may_alias));
 typedef int sm_i32v_mem __attribute__((vector_size(SM_W * 4), aligned(4), may_alias));
 typedef signed char sm_i8v_mem __attribute__((vector_size(SM_W), aligned(1), may_alias));
+typedef unsigned short sm_u16v_mem __attribute__((vector_size(SM_W * 2), aligned(2), may_alias));
 typedef unsigned char sm_u8v_mem __attribute__((vector_size(SM_W), aligned(1), may_alias));
 
 /* SM_LANES(f) is f(0), f(1), ... f(SM_W - 1). */
@@ -201,6 +202,18 @@ SM_INLINE f32v sm_gather(const float *p, i32v at) {
 #endif
 }
 
+/* Lane i is p[at[i]], an entry of a table of n <= 2 * SM_W: a permutation of two registers. */
+SM_INLINE f32v sm_lookup(const float *p, long n, i32v at) {
+#if defined(__AVX512F__)
+    const __m512 low = (__m512)(n < SM_W ? sm_load_n(p, n, 0.0f) : sm_load(p));
+    if (n <= SM_W) return (f32v)_mm512_permutexvar_ps((__m512i)at, low);
+    const __m512 high = (__m512)(n < 2 * SM_W ? sm_load_n(p + SM_W, n - SM_W, 0.0f) : sm_load(p + SM_W));
+    return (f32v)_mm512_permutex2var_ps(low, (__m512i)at, high);
+#else
+    return sm_gather(p, at);
+#endif
+}
+
 /* Entries of an index tensor: negative ones count from the end, and none leaves [0, extent). */
 SM_INLINE i32v sm_indices(i32v at, int extent) {
     at += (i32v)(at < sm_splat_i(0)) & sm_splat_i(extent);
@@ -211,6 +224,14 @@ SM_INLINE i32v sm_indices(i32v at, int extent) {
 /* Bytes: a bool is a byte that is zero or not, in memory, and a mask in a vector. */
 SM_INLINE i32v sm_load_u8(const unsigned char *p) { return __builtin_convertvector(*(const sm_u8v_mem *)p, i32v); }
 SM_INLINE i32v sm_load_i8(const signed char *p) { return __builtin_convertvector(*(const sm_i8v_mem *)p, i32v); }
+
+SM_INLINE i32v sm_load_u16(const unsigned short *p) { return __builtin_convertvector(*(const sm_u16v_mem *)p, i32v); }
+
+SM_INLINE i32v sm_load_u16_n(const unsigned short *p, long n) {
+    unsigned short t[SM_W] = {0};
+    for (long i = 0; i < n; i++) t[i] = p[i];
+    return sm_load_u16(t);
+}
 
 SM_INLINE i32v sm_load_u8_n(const unsigned char *p, long n) {
     unsigned char t[SM_W] = {0};

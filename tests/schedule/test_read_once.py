@@ -1,0 +1,88 @@
+"""Products whose operand B one row tile reads: it is not packed."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import smartmem
+from smartmem.compiler import build_program
+
+
+def attention(batch: int, queries: int, keys: int, depth: int, width: int, routes: bool = False) -> onnx.ModelProto:
+    """``softmax(q k^T) v + v0``, with rows of k and v that an index of the batch entry gives (`routes`), or all."""
+    shapes = {"q": (batch, queries, depth), "k": (batch, keys, depth), "v": (batch, keys, width)}
+    nodes, keyed, valued = [], "k", "v"
+    inputs = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in shapes.items()]
+    if routes:
+        inputs.append(helper.make_tensor_value_info("i", onnx.TensorProto.INT64, (batch, keys)))
+        for name, inner in (("k", depth), ("v", width)):
+            nodes += [
+                helper.make_node("Unsqueeze", ["i", "last"], [f"i1{name}"]),
+                helper.make_node("Expand", [f"i1{name}", f"as{name}"], [f"i2{name}"]),
+                helper.make_node("GatherElements", [name, f"i2{name}"], [f"{name}r"], axis=1),
+            ]
+            del inner
+        keyed, valued = "kr", "vr"
+    nodes += [
+        helper.make_node("Transpose", [keyed], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["t"]),
+        helper.make_node("Softmax", ["t"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", valued], ["o"]),
+        helper.make_node("Mul", ["o", "bias"], ["y"]),
+    ]
+    constants = {
+        "bias": np.linspace(1, 2, width, dtype=np.float32),
+        "last": np.array([-1]),
+        "ask": np.array([batch, keys, depth]),
+        "asv": np.array([batch, keys, width]),
+    }
+    arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (batch, queries, width))
+    graph = helper.make_graph(nodes, "attention", inputs, [y], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, i: np.ndarray | None = None) -> np.ndarray:
+    """In double precision."""
+    if i is not None:
+        k, v = (np.take_along_axis(x, i[:, :, None], 1) for x in (k, v))
+    t = q.astype(np.float64) @ k.transpose(0, 2, 1)
+    e = np.exp(t - t.max(-1, keepdims=True))
+    result: np.ndarray = e / e.sum(-1, keepdims=True) @ v * np.linspace(1, 2, v.shape[-1], dtype=np.float32)
+    return result
+
+
+def is_read_once(proto: onnx.ModelProto, level: str = "full") -> bool:
+    return "column[0] = " in "".join(build_program(proto, level=level).sources.values())
+
+
+@pytest.mark.parametrize("routes", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "queries", "keys", "depth", "width", "once"),
+    [
+        (40, 4, 64, 32, 32, True),
+        (3, 6, 197, 64, 64, True),
+        (5, 1, 33, 7, 16, True),
+        (4, 6, 50, 16, 80, False),  # more sums than registers
+        (4, 4, 50, 16, 24, False),  # columns that fill no vector
+        (4, 40, 64, 32, 32, False),  # several row tiles
+    ],
+)
+def test_numbers(batch: int, queries: int, keys: int, depth: int, width: int, once: bool, routes: bool) -> None:
+    proto = attention(batch, queries, keys, depth, width, routes)
+    rng = np.random.default_rng(0)
+    given = {
+        "q": rng.standard_normal((batch, queries, depth)).astype(np.float32),
+        "k": rng.standard_normal((batch, keys, depth)).astype(np.float32),
+        "v": rng.standard_normal((batch, keys, width)).astype(np.float32),
+    }
+    if routes:
+        given["i"] = rng.integers(0, keys, (batch, keys))
+    with smartmem.compile(proto, threads=2) as compiled:
+        np.testing.assert_allclose(compiled(**given), reference(**given), rtol=1e-4, atol=1e-5)
+    if routes or not once:
+        assert is_read_once(proto) == once
+    assert not is_read_once(proto, "layout")
