@@ -63,7 +63,8 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))
     if expands:
         passes.append(("fold_constants", fold_kernels))
-    passes.append(("select_layout", lambda m: select_layout(m, choose=rank >= LEVELS.index("layout"))))
+    choose, squares = rank >= LEVELS.index("layout"), level == "full" and backend is None
+    passes.append(("select_layout", lambda m: select_layout(m, choose, squares)))
     passes.append(("prove", _prove_all))
     passes.append(("trace", trace))
     for name, run in passes:

@@ -17,15 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from smartmem.index.lin import Lin, axes_of
-from smartmem.kernel.expr import Load, loads
+from smartmem.index.lin import Digit, Lin, axes_of
+from smartmem.kernel.expr import Choose, Expr, Load, load, loads, walk
 from smartmem.kernel.stage import Kernel, Stage
 from smartmem.layout.memory import order_digits
 from smartmem.layout.storage import Storage, dense
 from smartmem.passes.module import HostOp, Module
-from smartmem.schedule.roles import is_contraction
+from smartmem.schedule.roles import expr_axes, is_contraction
 
 SWEEPS = 4
+SCATTER = 2  # what a scattered store costs, in packed elements
 FULL_RUN = 16  # elements from which on a contiguous run serves whole vectors
 
 
@@ -56,9 +57,9 @@ class Requests:
         return sorted(live, key=lambda axis: (self.weights[axis], axis), reverse=True)
 
 
-def select_layout(module: Module, choose: bool) -> None:
-    """Fills `module.storages`; with `choose` False every tensor is row-major."""
-    wishes = requests(module) if choose else {}
+def select_layout(module: Module, choose: bool, squares: bool = False) -> None:
+    """Fills `module.storages`; with `choose` False every tensor is row-major. See `requests` for `squares`."""
+    wishes = requests(module, squares) if choose else {}
     for name, (shape, dtype) in module.types.items():
         if shape is None or name in module.windows:
             continue
@@ -100,8 +101,12 @@ def _window(name: str, module: Module) -> Storage:
     return storage
 
 
-def requests(module: Module) -> dict[str, Requests]:
-    """Requests per tensor: first those of reductions, then those that partners pass on."""
+def requests(module: Module, squares: bool = False) -> dict[str, Requests]:
+    """Requests per tensor: first those of reductions, then those that partners pass on.
+
+    With `squares` schedules pack operands B in squares that they turn, so that such an operand may as well lie as it is
+    stored best.
+    """
     wishes: dict[str, Requests] = {}
     fixed = row_major(module)
 
@@ -117,7 +122,9 @@ def requests(module: Module) -> dict[str, Requests]:
     kernels = [k for k in module.kernels if isinstance(k, Kernel)]
     for kernel in kernels:
         for stage in kernel.stages:
-            _ask_for_reductions(kernel, stage, partial(ask, kernel.tensor))
+            _ask_for_reductions(kernel, stage, squares, partial(ask, kernel.tensor))
+        if squares:
+            _ask_for_stores(kernel, partial(ask, kernel.tensor))
     for _ in range(SWEEPS):
         before = {name: dict(wish.weights) for name, wish in wishes.items()}
         for kernel in kernels:
@@ -127,7 +134,7 @@ def requests(module: Module) -> dict[str, Requests]:
     return wishes
 
 
-def _ask_for_reductions(kernel: Kernel, stage: Stage, ask: Ask) -> None:
+def _ask_for_reductions(kernel: Kernel, stage: Stage, squares: bool, ask: Ask) -> None:
     """A reduction asks for the tensor axis that a reduce axis walks along on its own."""
     space = len(stage.shape)
     local = kernel.local()
@@ -142,13 +149,37 @@ def _ask_for_reductions(kernel: Kernel, stage: Stage, ask: Ask) -> None:
     contraction = kernel.rows is not None and is_contraction(stage, kernel.rows)
     operands = stage.body.args if contraction else (stage.body,)  # type: ignore[union-attr]
     for position, operand in enumerate(operands):
-        wanted = reduce_axes
-        if contraction and position == 1:  # B is read along its columns
+        wanted, weight = reduce_axes, math.prod(stage.domain)
+        if contraction and position == 1:  # B is read along its columns, or packed once
             assert kernel.rows is not None
             wanted = set(range(kernel.rows, space))
+        if contraction and squares and (position == 1 or _turns(stage, operand, kernel.rows)):
+            weight = math.prod(stage.domain[k] for k in expr_axes(operand))
         for access in loads(operand):
             if access.tensor not in local:
-                _ask_columns(access, wanted, math.prod(stage.domain), ask)
+                _ask_columns(access, wanted, weight, ask)
+
+
+def _turns(stage: Stage, a: Expr, rows: int | None) -> bool:
+    """Whether operand A can be packed in squares, too: its own rows are one axis that moves along one of its tensors."""
+    _, b = stage.body.args  # type: ignore[union-attr]
+    own = expr_axes(a) - expr_axes(b)
+    if len(own) != 1 or any(isinstance(node, Choose) for node in walk(a)):
+        return False
+    (row,) = own
+    if min(stage.domain[row], math.prod(stage.reduce)) < FULL_RUN:
+        return False
+    whole = Digit(row, 1, stage.domain[row])
+    return all(any(c.terms[-1:] == ((1, whole),) for c in access.index) for access in loads(a))
+
+
+def _ask_for_stores(kernel: Kernel, ask: Ask) -> None:
+    """The result of a row pipeline has lanes along its columns: along another axis they would be scattered."""
+    if kernel.rows is None or len(kernel.output.shape) == kernel.rows:
+        return
+    columns = set(range(kernel.rows, len(kernel.output.shape)))
+    stored = load(kernel.tensor, tuple(kernel.store_coords()))
+    _ask_columns(stored, columns, SCATTER * math.prod(kernel.output.shape), ask)
 
 
 def _ask_columns(access: Load, wanted: set[int], weight: float, ask: Ask) -> None:

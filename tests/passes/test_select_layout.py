@@ -1,0 +1,39 @@
+"""Layouts where a reader and the kernel that stores a tensor want different axes to be contiguous."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import smartmem
+from smartmem.compiler import build_program
+
+
+def keys(tokens: int, depth: int, linear: bool) -> onnx.ModelProto:
+    """``q (x w)^T`` if not `linear`, else ``(relu(x w))^T q``: products whose operand a product stores row by row."""
+    w = np.random.default_rng(0).standard_normal((48, depth)).astype(np.float32) / 7
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Relu", ["z"], ["k"])]
+    nodes.append(helper.make_node("Transpose", ["k"], ["kt"], perm=[1, 0]))
+    nodes.append(helper.make_node("MatMul", ["kt", "q"] if linear else ["q", "kt"], ["y"]))
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (tokens, 48))
+    q = helper.make_tensor_value_info("q", onnx.TensorProto.FLOAT, (tokens, depth))
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "keys", [x, q], [y], [numpy_helper.from_array(w, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize(("tokens", "depth"), [(77, 32), (196, 64), (40, 20)])
+def test_stores_are_not_scattered(tokens: int, depth: int, linear: bool) -> None:
+    proto = keys(tokens, depth, linear)
+    program = build_program(proto, level="full")
+    assert all("sm_store_strided" not in text for text in program.sources.values())
+    rng = np.random.default_rng(1)
+    x, q = (rng.standard_normal((tokens, n)).astype(np.float32) for n in (48, depth))
+    k = np.maximum(x @ numpy_helper.to_array(proto.graph.initializer[0]), 0)
+    wanted = k.T @ q if linear else q @ k.T
+    for level in ("layout", "full"):
+        with smartmem.compile(proto, level=level, threads=2) as compiled:
+            np.testing.assert_allclose(compiled(x=x, q=q), wanted, rtol=1e-4, atol=1e-4)
