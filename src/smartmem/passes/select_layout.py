@@ -153,15 +153,15 @@ def _ask_for_reductions(kernel: Kernel, stage: Stage, squares: bool, ask: Ask) -
         if contraction and position == 1:  # B is read along its columns, or packed once
             assert kernel.rows is not None
             wanted = set(range(kernel.rows, space))
-        if contraction and squares and (position == 1 or _turns(stage, operand, kernel.rows)):
+        if contraction and squares and (position == 1 or _turns(stage, operand)):
             weight = math.prod(stage.domain[k] for k in expr_axes(operand))
         for access in loads(operand):
             if access.tensor not in local:
                 _ask_columns(access, wanted, weight, ask)
 
 
-def _turns(stage: Stage, a: Expr, rows: int | None) -> bool:
-    """Whether operand A can be packed in squares, too: its own rows are one axis that moves along one of its tensors."""
+def _turns(stage: Stage, a: Expr) -> bool:
+    """Whether operand A can be packed in squares, too: its own rows are one axis, along which its tensors lie."""
     _, b = stage.body.args  # type: ignore[union-attr]
     own = expr_axes(a) - expr_axes(b)
     if len(own) != 1 or any(isinstance(node, Choose) for node in walk(a)):
