@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from smartmem.index.lin import Digit, Lin, axes_of
-from smartmem.kernel.expr import Choose, Expr, Load, load, loads, walk
+from smartmem.kernel.expr import Choose, Expr, Load, loads, walk
 from smartmem.kernel.stage import Kernel, Stage
 from smartmem.layout.memory import order_digits
 from smartmem.layout.storage import Storage, dense
@@ -178,7 +178,7 @@ def _ask_for_stores(kernel: Kernel, ask: Ask) -> None:
     if kernel.rows is None or len(kernel.output.shape) == kernel.rows:
         return
     columns = set(range(kernel.rows, len(kernel.output.shape)))
-    stored = load(kernel.tensor, tuple(kernel.store_coords()))
+    stored = Load(kernel.tensor, tuple(kernel.store_coords()))
     _ask_columns(stored, columns, SCATTER * math.prod(kernel.output.shape), ask)
 
 

@@ -261,7 +261,8 @@ def even_step(walk: Walk) -> int | None:
 
 
 def local_columns(pipeline: Pipeline) -> dict[str, tuple[int, ...]]:
-    return {s.name: s.shape[pipeline.rows :] for s in pipeline.stages[:-1]}
+    columns = {s.name: s.shape[pipeline.rows :] for s in pipeline.stages[:-1]}
+    return columns | {name: band.columns for name, band in pipeline.bands.items()}
 
 
 def walk_of(pipeline: Pipeline, stage: Stage) -> Walk:

@@ -19,6 +19,7 @@ from smartmem.index.map import IndexMap
 from smartmem.kernel.expr import Expr, Iota, Load, load, loads, rebuild
 from smartmem.kernel.stage import Kernel, Stage, inline, tensors_read
 from smartmem.layout.storage import Storage
+from smartmem.schedule.band import Band, band_operand
 from smartmem.schedule.code import Target
 from smartmem.schedule.flatten import Flat, N, flatten
 from smartmem.schedule.groups import side_by_side
@@ -47,11 +48,13 @@ class Region:
 class Place:
     """Where a local tensor lives: in C scalars of one row, in one row of scratch, or in scratch rows of the block.
 
+    Rows of a "band" overlap (see `band`).
+
     `offset` counts floats from the start of the thread's scratch; `width` is the row length. `first` is the column that
-    lies there, where a block of columns is kept; `index` the row's position in a "column", both as C.
+    lies there, where a block of columns is kept; `index` the row's position in a "column" or a band, both as C.
     """
 
-    kind: str  # "scalar", "register", "column" (one float per row of the block), "row", "block"
+    kind: str  # "scalar", "register", "column" (one float per row of the block), "row", "block", "band"
     offset: int = 0
     width: int = 0
     first: str = ""
@@ -60,6 +63,8 @@ class Place:
     @property
     def row(self) -> str:
         """Where row r of the block starts in scratch, in floats, as C."""
+        if self.kind == "band":
+            return f"{self.offset} + {self.index}"
         begin = f"{self.offset} - {self.first}" if self.first else f"{self.offset}"
         return f"{begin} + r * {self.width}" if self.kind == "block" else begin
 
@@ -73,6 +78,7 @@ class Pipeline:
         group_size: columns of one group where several batch entries lie side by side in a vector (see `groups`), or 0.
         softmax: what goes in blocks of keys, so that no row of scores is whole (see `online`), or None.
         key_block: how many keys a block has.
+        bands: of the local tensors that are windows of an image which overlap (see `band`).
         shared_step: by how many floats operand A moves from one batch entry to the next where all entries use the same
             row pointers; a task then takes its rows through a range of entries. None: each entry has its own.
     """
@@ -92,6 +98,7 @@ class Pipeline:
     group_size: int = 0
     softmax: Softmax | None = None
     key_block: int = 0
+    bands: dict[str, Band] = field(default_factory=dict)
     shared_step: int | None = None
     scratch: int = 0
     support: dict[str, str] = field(default_factory=dict)
@@ -139,7 +146,7 @@ def prepare(
     kernel = batch_first(kernel, rows)
     batch = len(batch_axes(kernel, rows))
     contracted = frozenset(s.name for s in kernel.stages if is_contraction(s, rows))
-    softmax = None
+    softmax, bands = None, dict[str, Band]()
     groups = side_by_side(kernel, batch, storages, target, constants)
     if groups is not None:
         kernel, stages = groups.kernel, groups.kernel.stages
@@ -150,10 +157,10 @@ def prepare(
             softmax = None
         if softmax is None:
             stages = quicken(stages, rows)
-        stages = _stage_operands(stages, storages, batch, rows, constants)
+        stages, bands = _stage_operands(stages, storages, batch, rows, target, constants)
         contracted = frozenset(s.name for s in stages if is_contraction(s, rows))
     pipeline = Pipeline(kernel, stages, batch, rows, storages, target, contracted=contracted)
-    pipeline.softmax = softmax
+    pipeline.softmax, pipeline.bands = softmax, bands
     pipeline.group_size = groups.size if groups is not None else 0
     for stage in stages:
         pipeline.flats[stage.name] = flatten(stage, batch, rows, pipeline.is_contraction(stage))
@@ -224,19 +231,27 @@ def _inline_single(stages: list[Stage], rows: int) -> list[Stage]:
 
 
 def _stage_operands(
-    stages: list[Stage], storages: Mapping[str, Storage], batch: int, rows: int, constants: Mapping[str, Array]
-) -> list[Stage]:
-    """A operands that cannot be read in place get a stage of their own, which packs them into scratch."""
+    stages: list[Stage], storages: Mapping[str, Storage], batch: int, rows: int, target: Target,
+    constants: Mapping[str, Array],
+) -> tuple[list[Stage], dict[str, Band]]:  # fmt: skip
+    """A operands that cannot be read in place get a stage of their own, which packs them into scratch; the bands of
+    those whose windows overlap."""
     result: list[Stage] = []
+    bands: dict[str, Band] = {}
     local = {s.name: s.shape[rows:] for s in stages[:-1]}
     for stage in stages:
         if is_contraction(stage, rows):
-            packed = pack_operand(stage, storages, local, batch, rows, constants.keys())
+            shared = None if result else band_operand(stage, storages, batch, rows, target)
+            packed = pack_operand(stage, storages, local, batch, rows, constants.keys()) if shared is None else None
+            if shared is not None:
+                band, windows, stage = shared
+                bands[windows.name] = band
+                result.append(windows)
             if packed is not None:
                 result.append(packed[0])
                 stage = packed[1]
         result.append(stage)
-    return result
+    return result, bands
 
 
 def _regions(pipeline: Pipeline) -> list[Region]:
@@ -299,7 +314,11 @@ def _place(pipeline: Pipeline) -> None:
                 pipeline.places[stage.name] = Place("column", pipeline.reserve(pipeline.tiling.block), 1)
             continue
         width = math.prod(stage.shape[pipeline.rows :])
-        if region.contraction is not None and same:
+        if stage.name in pipeline.bands:
+            band = pipeline.bands[stage.name]
+            offset = pipeline.reserve(band.floats(pipeline.tiling.block))
+            pipeline.places[stage.name] = Place("band", offset, index=band.row)
+        elif region.contraction is not None and same:
             pipeline.places[stage.name] = Place("register")
         elif same and region.contraction is None:
             pipeline.places[stage.name] = Place("row", pipeline.reserve(width + 16), width)

@@ -24,6 +24,7 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, loads, walk
 from smartmem.kernel.stage import Stage
 from smartmem.schedule.b_starts import Tables
+from smartmem.schedule.band import emit_band
 from smartmem.schedule.code import Arguments
 from smartmem.schedule.contraction import emit_contraction
 from smartmem.schedule.flatten import B, Flat, M, N, flat_address
@@ -205,6 +206,9 @@ class RowEmitter:
                     flats[stages[0].name] = replace(flat, body=choice)
                     self.row_region(stages)
             flats[stages[0].name] = flat
+            return
+        if stages[0].name in self.pipeline.bands:
+            emit_band(self, stages[0])
             return
         if len(stages) == 1 and turns(self.pipeline, stages[0]):
             pack_turned(self, stages[0])
