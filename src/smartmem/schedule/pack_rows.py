@@ -115,23 +115,22 @@ def pack_turned(e: RowEmitter, stage: Stage) -> None:
             with w.block(header):
                 if count is not None:
                     w.line(f"const long {count} = rows - r0;")
-                emit_square(w, context, flat.body, f"n < {flat.columns}" if part else "", count or "SM_W", store)
+                emit_square(w, context, flat.body, flat.columns, count or "SM_W", store)
 
 
-def emit_square(w: Writer, context: Context, body: Expr, inside: str, count: str, store: Callable[[], None]) -> None:
-    """A square of lanes x lanes: `body` at columns n0 + j, zeros where they are not `inside`, turned in registers.
+def emit_square(w: Writer, context: Context, body: Expr, columns: int, count: str, store: Callable[[], None]) -> None:
+    """A square of lanes x lanes: `body` at columns n0 + j, turned in registers.
 
-    `store` writes the code that puts v[j] away, for each j < `count`.
+    Behind the last column it comes again: what is computed of it there, nobody reads. `store` writes the code that puts
+    v[j] away, for each j < `count`.
     """
+    assert context.lane is not None
+    last = "" if columns % context.lane.width == 0 else f" < {columns} ? n0 + j : {columns - 1}"
     w.line("f32v v[SM_W];")
     with w.loop("j", "SM_W"):
-        w.line("const long n = n0 + j;")
-        with w.block(f"if ({inside})" if inside else ""):
-            emitter = Emitter(w, context)
-            w.line(f"v[j] = {emitter.as_vector(emitter.value(body), body.dtype)};")
-        if inside:
-            with w.block("else"):
-                w.line("v[j] = sm_splat(0.0f);")
+        w.line(f"const long n = n0 + j{last};")
+        emitter = Emitter(w, context)
+        w.line(f"v[j] = {emitter.as_vector(emitter.value(body), body.dtype)};")
     w.line("sm_transpose(v);")
     with w.loop("j", count):
         store()
