@@ -210,6 +210,7 @@ SM_INLINE f32v sm_lookup(const float *p, long n, i32v at) {
     const __m512 high = (__m512)(n < 2 * SM_W ? sm_load_n(p + SM_W, n - SM_W, 0.0f) : sm_load(p + SM_W));
     return (f32v)_mm512_permutex2var_ps(low, (__m512i)at, high);
 #else
+    (void)n;
     return sm_gather(p, at);
 #endif
 }
