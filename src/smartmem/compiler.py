@@ -42,15 +42,12 @@ def build_program(
     """
     from smartmem.codegen.target import target_of
     from smartmem.passes.assemble import assemble
-    from smartmem.passes.narrow_indices import narrow_indices
     from smartmem.passes.pipeline import run_passes
     from smartmem.passes.report import fill_report
 
     graph, fates = _read(model, shapes, level, progress)
     module = run_passes(graph, level)
     target = replace(target_of(march), tuned=level == "full")
-    if target.tuned:
-        narrow_indices(module)
     program = assemble(module, target, level, march, progress)
     fill_report(program, module, fates)
     return program

@@ -167,6 +167,17 @@ def test_not_a_number_stays(keys: int, key: int, value: float) -> None:
     np.testing.assert_allclose(answer(proto, inputs), wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("keys", "padded"), [(96, False), (112, True), (49, True)])
+def test_squares_end_with_the_keys(keys: int, padded: bool) -> None:
+    """The last panel of K has columns that no key has: the last key comes again, nothing beyond it is read."""
+    proto = attention(2, 60, keys, 32, 32)
+    sources = "".join(build_program(proto, level="full", march="x86-64-v4").sources.values())
+    assert "sm_transpose(v)" in sources
+    assert (f"n0 + j < {keys} ? n0 + j : {keys - 1};" in sources) == padded
+    inputs = random(proto)
+    np.testing.assert_allclose(answer(proto, inputs), reference(**inputs), rtol=0, atol=1e-5)
+
+
 def has_quick_exponentials(proto: onnx.ModelProto) -> bool:
     sources = "".join(build_program(proto, level="full").sources.values())
     assert ("sm_exp_belowv" in sources) == ("sm_max_ordered" in sources)

@@ -23,6 +23,7 @@ from smartmem.passes.fold_constants import fold_kernels, fold_stages
 from smartmem.passes.fuse import fuse
 from smartmem.passes.lower import lower
 from smartmem.passes.module import Module
+from smartmem.passes.narrow_indices import narrow_indices
 from smartmem.passes.prove import prove, prove_order
 from smartmem.passes.select_layout import select_layout
 from smartmem.passes.simplify import simplify
@@ -65,6 +66,8 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
         passes.append(("fold_constants", fold_kernels))
     choose, squares = rank >= LEVELS.index("layout"), level == "full" and backend is None
     passes.append(("select_layout", lambda m: select_layout(m, choose, squares)))
+    if level == "full" and backend is None:
+        passes.append(("narrow_indices", narrow_indices))
     passes.append(("prove", _prove_all))
     passes.append(("trace", trace))
     for name, run in passes:

@@ -104,7 +104,7 @@ def _window(name: str, module: Module) -> Storage:
 def requests(module: Module, squares: bool = False) -> dict[str, Requests]:
     """Requests per tensor: first those of reductions, then those that partners pass on.
 
-    With `squares` schedules pack operands B in squares that they turn, so that such an operand may as well lie as it is
+    With `squares` schedules can pack operands in squares that they turn, so that these may as well lie as they are
     stored best.
     """
     wishes: dict[str, Requests] = {}

@@ -319,7 +319,8 @@ def _pack_transposed(e: RowEmitter, b: Expr, walk: Walk, flat: Flat, held: Held,
         along_run = f"k{len(walk.segments)}"
 
         def square(ctx: Context, count: str) -> None:
-            emit_square(w, ctx, b, columns, count, store)
+            padded = -(-columns // width) * width > columns
+            emit_square(w, ctx, b, columns if padded else None, count, store)
 
         def store() -> None:
             w.line(f"sm_store(panel + {_step(f'{along_run} + j', held)} * {width}, v[j]);")

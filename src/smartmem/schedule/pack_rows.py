@@ -115,17 +115,18 @@ def pack_turned(e: RowEmitter, stage: Stage) -> None:
             with w.block(header):
                 if count is not None:
                     w.line(f"const long {count} = rows - r0;")
-                emit_square(w, context, flat.body, flat.columns, count or "SM_W", store)
+                emit_square(w, context, flat.body, flat.columns if part else None, count or "SM_W", store)
 
 
-def emit_square(w: Writer, context: Context, body: Expr, columns: int, count: str, store: Callable[[], None]) -> None:
+def emit_square(
+    w: Writer, context: Context, body: Expr, columns: int | None, count: str, store: Callable[[], None]
+) -> None:
     """A square of lanes x lanes: `body` at columns n0 + j, turned in registers.
 
-    Behind the last column it comes again: what is computed of it there, nobody reads. `store` writes the code that puts
-    v[j] away, for each j < `count`.
+    With `columns` a square may go beyond them, where the last column comes again: nobody reads what is computed of it.
+    `store` writes the code that puts v[j] away, for each j < `count`.
     """
-    assert context.lane is not None
-    last = "" if columns % context.lane.width == 0 else f" < {columns} ? n0 + j : {columns - 1}"
+    last = "" if columns is None else f" < {columns} ? n0 + j : {columns - 1}"
     w.line("f32v v[SM_W];")
     with w.loop("j", "SM_W"):
         w.line(f"const long n = n0 + j{last};")

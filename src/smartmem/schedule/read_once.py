@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline
     from smartmem.schedule.row_emitter import RowEmitter
 
-MOST_SUMS = 24  # vectors of sums that leave registers for a row of B
-
 
 def reads_once(p: Pipeline, stage: Stage) -> bool:
     """Whether one tile has all rows and columns of a product that would pack B otherwise; rows of B are contiguous."""
@@ -34,7 +32,9 @@ def reads_once(p: Pipeline, stage: Stage) -> bool:
     vectors = flat.columns // lanes
     if not p.target.tuned or p.softmax is not None or p.group_size or p.shared_step is not None:
         return False
-    if p.tiling.count > 1 or walk.count > 1 or flat.columns % lanes or p.height * vectors > MOST_SUMS:
+    if p.tiling.count > 1 or walk.count > 1 or flat.columns % lanes:
+        return False
+    if p.height * vectors + vectors + 1 > p.target.registers:  # sums, a row of B, an element of A
         return False
     b, _ = _operand(p, stage)
     if any(isinstance(node, Choose) for node in walk_expr(b)):
