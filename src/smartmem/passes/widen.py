@@ -2,8 +2,8 @@
 
 Halves end at 65504. A product with weights, a normalization, an average weighted by a softmax stay near the size of
 what goes in; a product of activations with activations or a long sum over them (linear attention, a plain sum over
-pixels) does not. Every
-kernel accumulates in float; what such a kernel stores, it stores in float too.
+pixels) does not. Every kernel accumulates in float; what such a kernel stores, it stores in float too, and so does a
+pointwise kernel whose results are as large as what it reads, until something divides.
 
 In: fused kernels. Out: names added to `module.wide`.
 """
@@ -12,18 +12,27 @@ from __future__ import annotations
 
 import math
 
+from smartmem.kernel.expr import Alu, walk
 from smartmem.kernel.stage import Kernel, Stage, tensors_read
 from smartmem.passes.module import Module
 from smartmem.schedule.roles import is_contraction
 
+KEEPING = frozenset(("add", "sub", "mul", "neg", "abs", "max", "min", "where", "cast"))
 LONG = 64  # terms of a sum from which on it may leave the range
 
 
 def widen(module: Module) -> None:
-    """Marks the outputs of unbounded sums."""
+    """Marks the outputs of unbounded sums, and what is as large."""
     for kernel in module.kernels:
-        if isinstance(kernel, Kernel) and _unbounded(kernel, set(module.constants)):
+        if isinstance(kernel, Kernel) and (_unbounded(kernel, set(module.constants)) or _as_large(kernel, module.wide)):
             module.wide.add(kernel.tensor)
+
+
+def _as_large(kernel: Kernel, wide: set[str]) -> bool:
+    """Whether a kernel only moves, adds or scales elements, some of them of wide tensors."""
+    if wide.isdisjoint(kernel.inputs()) or any(stage.reduce for stage in kernel.stages):
+        return False
+    return all(n.op in KEEPING for s in kernel.stages for n in walk(s.body) if isinstance(n, Alu))
 
 
 def _unbounded(kernel: Kernel, constants: set[str]) -> bool:
