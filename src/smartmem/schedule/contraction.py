@@ -1,7 +1,8 @@
 """Contractions in register tiles: ``C[m, n] = sum over k of A[m, k] * B[k, n]`` inside a row pipeline.
 
 For each panel of B and each block of k, all row tiles of the block in turn; the pointwise epilogue follows a tile's
-last block of k. The tile functions are shared by all kernels of a file.
+last block of k, in the tile's registers where it can (`finish`). The tile functions are shared by the kernels of a
+file.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from smartmem.codegen.c_expr import (
@@ -22,6 +24,7 @@ from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.stage import Stage
+from smartmem.schedule.finish import Ending, Finish, finish_of
 from smartmem.schedule.flatten import B, Flat, K, N
 from smartmem.schedule.operand_a import Walk, even_step, walk_of
 from smartmem.schedule.operand_b import direct_b, held_of
@@ -52,16 +55,23 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
         blocks = _k_blocks(walk) if p.target.tuned else KBlocks(1, walk.count, 1, walk.run)
         prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed and p.target.tuned else 0
-        if _place_of_tiles(p, stage, epilogue) is None:
+        direct = _place_of_tiles(p, stage, epilogue)
+        finish = finish_of(e, stage, epilogue, width) if direct is None else None
+        for number, place in enumerate(finish.tables if finish is not None else ()):
+            w.line(f"long *const rows{number} = (long *)(s + {p.reserve(2 * tiling.block)});")
+            with w.loop("r", "rows"):
+                w.line("const long m = m0 + r;")
+                w.line(f"rows{number}[r] = {place};")
+        if direct is None and (finish is None or blocks.count > 1):
             kept = tiling.block if blocks.count > 1 else tiling.rows
             w.line(f"float *const c = s + {p.reserve(kept * width)};")
         with w.loop("n0", end, start, width):
             w.line(f"const float *const bp = {source};")
             if blocks.count == 1:
-                _tile_loop(e, stage, epilogue, flat, walk, blocks, stride, prefetch, width)
+                _tile_loop(e, stage, epilogue, finish, flat, walk, blocks, stride, prefetch, width)
             else:
                 with w.loop("kb", blocks.count):
-                    _tile_loop(e, stage, epilogue, flat, walk, blocks, stride, prefetch, width)
+                    _tile_loop(e, stage, epilogue, finish, flat, walk, blocks, stride, prefetch, width)
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,8 @@ def _k_blocks(walk: Walk) -> KBlocks:
 
 
 def _tile_loop(
-    e: RowEmitter, stage: Stage, epilogue: list[Stage], flat: Flat, walk: Walk, blocks: KBlocks, stride: int,
-    prefetch: int, width: int,
+    e: RowEmitter, stage: Stage, epilogue: list[Stage], finish: Finish | None, flat: Flat, walk: Walk,
+    blocks: KBlocks, stride: int, prefetch: int, width: int,
 ) -> None:  # fmt: skip
     """All row tiles of the block with one panel and one block of k."""
     p, w = e.pipeline, e.writer
@@ -118,9 +128,10 @@ def _tile_loop(
             held, apart = f"c + i * {width}" if blocks.count > 1 else "c", width
         ahead = f"(q - g) * {-(-blocks.length * blocks.segments // 4) * prefetch * 16}"
         ahead = f"{b} + ({segments}) * ({last_k} - {first_k}) * {stride} + {ahead}" if prefetch else "bp"
-        w.line(f"float *const cq = {held};")
+        if finish is None or final:
+            w.line(f"float *const cq = {held};")
 
-        def call(rows: int) -> str:
+        def call(ending: Ending | None, rows: int) -> str:
             moved = [f"b * {p.shared_step}"] if p.shared_step is not None else []
             a = "a + i"
             if at != "0" and step is not None:
@@ -132,12 +143,22 @@ def _tile_loop(
                 name, text = grouped_tile_function(rows, p.group_size, p.target.lanes)
                 arguments = f"{table_of}, {b}, cq"
             else:
-                name, text = tile_function(rows, vectors, prefetch, step is not None)
-                arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, cq, {apart}, {first}, {ahead}"
+                name, text = tile_function(rows, vectors, prefetch, step is not None, ending)
+                into = f"cq, {apart}, {first}" if ending is None else ending.arguments(f"{flat.columns} - n0")
+                arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, {ahead}, {into}"
             p.support[name] = text
             return f"{name}({arguments});"
 
-        call_tile(w, tiling, call)
+        if finish is not None:
+            with ExitStack() as last_block:
+                if final:
+                    last_block.enter_context(w.block(final))
+                _finishing_tiles(w, tiling, finish, blocks.count > 1, flat.columns, width, call)
+            if final:
+                with w.block("else"):
+                    call_tile(w, tiling, partial(call, None))
+            return
+        call_tile(w, tiling, partial(call, None))
         if direct is not None:
             return
         w.line(f"const long height = {tiling.rows_of('q')};")
@@ -145,6 +166,21 @@ def _tile_loop(
             w.line("const long r = i + y, m = m0 + r;")
             w.line("(void)m;")
             epilogue_row(e, stage, epilogue, flat, flat.columns, width)
+
+
+def _finishing_tiles(
+    w: Writer, tiling: Tiling, finish: Finish, partial_sums: bool, columns: int, width: int,
+    call: Callable[[Ending, int], str],
+) -> None:  # fmt: skip
+    """Row tile q of panel n0, which may be the last with fewer columns, with its epilogue in registers."""
+    whole, tail = (Ending(finish, partial_sums, tail) for tail in (False, True))
+    if columns % width == 0 or columns < width:
+        call_tile(w, tiling, partial(call, tail if columns < width else whole))
+        return
+    with w.block(f"if (n0 + {width} <= {columns})"):
+        call_tile(w, tiling, partial(call, whole))
+    with w.block("else"):
+        call_tile(w, tiling, partial(call, tail))
 
 
 def call_tile(w: Writer, tiling: Tiling, call: Callable[[int], str]) -> None:

@@ -130,7 +130,7 @@ def _add_weighted(e: RowEmitter, stage: Stage, sums: int, width: int, height: in
                 def call(rows: int) -> str:
                     name, text = tile_function(rows, width // p.target.lanes, 0)
                     p.support[name] = text
-                    return f"{name}(a + i, 1, {tiling.block}, 0, j0, j1, bp, {stride}, c, {width}, j0 == 0, bp);"
+                    return f"{name}(a + i, 1, {tiling.block}, 0, j0, j1, bp, {stride}, bp, c, {width}, j0 == 0);"
 
                 call_tile(w, tiling, call)
 

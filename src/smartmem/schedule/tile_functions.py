@@ -10,6 +10,8 @@ per segment, `skip` apart, each good for k in [from, to), all moved by `shift` f
 
 from __future__ import annotations
 
+from smartmem.schedule.finish import Ending
+
 
 def _step(rows: int, vectors: int, b: str, k: str) -> str:
     """One step of k of the register tile: a row of B times a column of A, as a C block."""
@@ -26,10 +28,30 @@ def _step(rows: int, vectors: int, b: str, k: str) -> str:
             }}"""
 
 
-def tile_function(rows: int, vectors: int, prefetch: int, even: bool = False) -> tuple[str, str]:
+def _kept(rows: int, vectors: int) -> str:
+    """C text that leaves the accumulators in c."""
+    return f"""\
+    if (first) {{
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+            for (int j = 0; j < {vectors}; ++j) sm_store(c + i * apart + j * SM_W, acc[i][j]);
+    }} else {{
+#pragma GCC unroll {rows}
+        for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+            for (int j = 0; j < {vectors}; ++j)
+                sm_store(c + i * apart + j * SM_W, acc[i][j] + sm_load(c + i * apart + j * SM_W));
+    }}"""
+
+
+def tile_function(
+    rows: int, vectors: int, prefetch: int, even: bool = False, ending: Ending | None = None
+) -> tuple[str, str]:
     """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
 
-    It fetches `prefetch` cache lines of what comes next per four steps of k.
+    It fetches `prefetch` cache lines of what comes next per four steps of k. With an `ending` the sums are not left in
+    c but go through it.
     """
     name = f"sm_{'even' if even else 'tile'}_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
     fetch = f"for (int j = 0; j < {prefetch}; ++j) __builtin_prefetch(next + j * 16, 0, 2);"
@@ -52,12 +74,15 @@ const float *row[{rows}];
     else:
         loop = f"""for (long q = 0; q < segments; ++q, a += skip) {{
         {pointers}"""
+    into, end = "float *c, long apart, int first", _kept(rows, vectors)
+    if ending is not None:
+        name, into, end = name + ending.suffix, ending.parameters, ending.text(rows, vectors)
     text = f"""\
-/* c[{rows}][{vectors}*SM_W] (+)= sum over k of a[row][k] * b[k][column]; a: {segments}, `skip`
-   apart, each good for k in [from, to), all moved by `shift`; rows of c are `apart`. */
+/* acc[{rows}][{vectors}*SM_W] = sum over k of a[row][k] * b[k][column]; a: {segments}, `skip`
+   apart, each good for k in [from, to), all moved by `shift`. */
 static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long shift, long from,
-                                             long to, const float *b, long stride, float *c, long apart, int first,
-                                             const float *next) {{
+                                             long to, const float *b, long stride, const float *next,
+                                             {into}) {{
     f32v acc[{rows}][{vectors}];
 #pragma GCC unroll {rows}
     for (int i = 0; i < {rows}; ++i)
@@ -72,18 +97,7 @@ static __attribute__((noinline)) void {name}(const float *const *a, long segment
         }}
         for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", "k")}
     }}
-    if (first) {{
-#pragma GCC unroll {rows}
-        for (int i = 0; i < {rows}; ++i)
-#pragma GCC unroll {vectors}
-            for (int j = 0; j < {vectors}; ++j) sm_store(c + i * apart + j * SM_W, acc[i][j]);
-    }} else {{
-#pragma GCC unroll {rows}
-        for (int i = 0; i < {rows}; ++i)
-#pragma GCC unroll {vectors}
-            for (int j = 0; j < {vectors}; ++j)
-                sm_store(c + i * apart + j * SM_W, acc[i][j] + sm_load(c + i * apart + j * SM_W));
-    }}
+{end}
 }}
 """
     return name, text

@@ -1,0 +1,262 @@
+"""What follows a contraction element by element, done by its register tiles: no sum goes through memory.
+
+In: a contraction and its epilogue. Out: a `Finish`, the C text that each accumulator of a tile goes through before it
+is stored, and the pointers that the text needs; or None where the loop over the tile's elements has to do it: where the
+epilogue is long (it would need registers that hold sums), or columns of what it reads do not lie side by side. Where
+rows do not lie evenly apart (windows put back in place), a table has where each starts, for a block of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from smartmem.codegen.c_expr import Emitter, Lane, Value
+from smartmem.codegen.c_index import along, c_lin, split_by
+from smartmem.codegen.writer import Writer
+from smartmem.index.lin import Lin, axes_of
+from smartmem.kernel.expr import Alu, Choose, DType, Iota, Load, walk
+from smartmem.kernel.stage import Stage
+from smartmem.schedule.flatten import Flat, M, N, flat_address
+
+if TYPE_CHECKING:
+    from smartmem.schedule.row_emitter import RowEmitter
+
+MOST = 8  # operations of an epilogue, each one instruction
+CHEAP = frozenset(("add", "sub", "mul", "max", "min", "neg", "abs"))
+OF_ROWS = CHEAP | {"div", "recip", "sqrt"}  # of numbers that a row has one of
+
+
+class Unfit(Exception):
+    """The tile cannot do it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the tile reads or stores: columns side by side, or one number for all of them (not `lanes`).
+
+    Rows are `step` floats apart, or start where the table of that number says; `start` is the C pointer to the first of
+    the tile, for the kernel that calls it.
+    """
+
+    start: str
+    step: int
+    lanes: bool
+    table: int | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all rows have the same."""
+        return self.step == 0 and self.table is None
+
+    def row(self, name: str) -> str:
+        """Where row i of the tile starts, as C, given the name of the pointer."""
+        if self.table is not None:
+            return f"{name} + rows{self.table}[i]"
+        return name if self.step == 0 else f"{name} + i * {self.step}"
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What becomes of the accumulators of a tile.
+
+    Attributes:
+        lines: C statements of row i and vector j; `sum` is the accumulator, x0, x1, ... the sources.
+        result: what they leave, a vector.
+        sources: what they read.
+        target: where the result goes.
+        tables: where rows start that are not evenly apart, as C over the row m.
+        streams: whether the result is stored past the caches.
+    """
+
+    lines: tuple[str, ...]
+    result: str
+    sources: tuple[Source, ...]
+    target: Source
+    tables: tuple[str, ...]
+    streams: bool
+
+    def key(self) -> str:
+        """The same for what finishes alike, wherever its operands lie."""
+        shapes = [(source.step, source.lanes, source.table) for source in (*self.sources, self.target)]
+        facts = repr((self.lines, self.result, shapes, self.streams))
+        return hashlib.sha256(facts.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A `Finish` as the end of a tile function.
+
+    With `partial` the sums of earlier blocks of k lie in rows of `c` and are added; with `tail` only the first `count`
+    columns of the tile exist.
+    """
+
+    finish: Finish
+    partial: bool = False
+    tail: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Of the function's name."""
+        return f"_{self.finish.key()}" + ("_partial" if self.partial else "") + ("_tail" if self.tail else "")
+
+    @property
+    def parameters(self) -> str:
+        """Of the function in C, after those of every tile."""
+        texts = ["const float *c"] if self.partial else []
+        texts += ["float *restrict out", *(f"const float *restrict in{k}" for k in range(len(self.finish.sources)))]
+        texts += [f"const long *rows{k}" for k in range(len(self.finish.tables))]
+        return ", ".join([*texts, "long count"] if self.tail else texts)
+
+    def arguments(self, count: str) -> str:
+        """For the parameters; sums so far are in `cq`, tables in `rows0`, `rows1`, ... for the block."""
+        texts = ["cq"] if self.partial else []
+        texts += [self.finish.target.start, *(source.start for source in self.finish.sources)]
+        texts += [f"rows{k} + i" for k in range(len(self.finish.tables))]
+        return ", ".join([*texts, count] if self.tail else texts)
+
+    def text(self, rows: int, vectors: int) -> str:
+        """C text: every accumulator acc[i][j] goes through the statements and is stored."""
+        finish = self.finish
+
+        def load(pointer: str) -> str:
+            return f"sm_load_n({pointer}, left[j], 0.0f)" if self.tail else f"sm_load({pointer})"
+
+        down = (f"#pragma GCC unroll {rows}", f"for (int i = 0; i < {rows}; ++i)")
+        across = (f"#pragma GCC unroll {vectors}", f"for (int j = 0; j < {vectors}; ++j)")
+        lines: list[str] = []
+        if self.tail:
+            lines += [f"long left[{vectors}];", *across]
+            lines += ["    left[j] = count < j * SM_W ? 0 : count < (j + 1) * SM_W ? count - j * SM_W : SM_W;"]
+        shared = [k for k, source in enumerate(finish.sources) if source.is_shared and source.lanes]
+        for k in shared:
+            lines += [f"f32v same{k}[{vectors}];", *across, f"    same{k}[j] = {load(f'in{k} + j * SM_W')};"]
+        before = f" + sm_load(c + i * {vectors} * SM_W + j * SM_W)" if self.partial else ""
+        lines += [*down, *across, "{", f"    const f32v sum = acc[i][j]{before};"]
+        for k, source in enumerate(finish.sources):
+            at = source.row(f"in{k}")
+            if not source.lanes:
+                lines.append(f"    const float x{k} = *({at});")
+            else:
+                lines.append(f"    const f32v x{k} = {f'same{k}[j]' if k in shared else load(f'{at} + j * SM_W')};")
+        lines += [f"    {line}" for line in finish.lines]
+        at = f"{finish.target.row('out')} + j * SM_W"
+        store = f"{'sm_stream' if finish.streams else 'sm_store'}({at}, {finish.result});"
+        if self.tail:
+            store = f"if (left[j] < SM_W) sm_store_n({at}, {finish.result}, left[j]); else {store}"
+        lines.append(f"    {store}")
+        return "\n".join(line if line.startswith("#") else f"    {line}" for line in (*lines, "}"))
+
+
+def finish_of(e: RowEmitter, stage: Stage, epilogue: list[Stage], width: int) -> Finish | None:
+    """How tiles of `width` columns finish a contraction, or None."""
+    p = e.pipeline
+    if p.group_size or not p.target.tuned or any(s.dtype != np.float32 for s in (stage, *epilogue)):
+        return None
+    if sum(isinstance(n, Alu) for s in epilogue for n in walk(p.flats[s.name].body)) > MOST:
+        return None
+    flat = p.flats[stage.name]
+    writer = Writer()
+    emitter = _TileEmitter(e, flat, width, writer)
+    last = (epilogue or [stage])[-1]
+    try:
+        for following in epilogue:
+            value = emitter.value(p.flats[following.name].body)
+            emitter.results[following.name] = Value(emitter.as_vector(value, following.dtype), True)
+        target = _target(e, last, emitter)
+    except Unfit:
+        return None
+    streams = e.streams and last is p.stages[-1]
+    lines = tuple(line.strip() for line in writer.lines)
+    result = emitter.results[last.name].text
+    return Finish(lines, result, tuple(emitter.sources), target, tuple(emitter.tables), streams)
+
+
+def _target(e: RowEmitter, stage: Stage, emitter: _TileEmitter) -> Source:
+    p = e.pipeline
+    if stage is p.stages[-1]:
+        storage = p.storages[p.kernel.tensor]
+        if storage.dtype != np.float32:
+            raise Unfit
+        return emitter.source(e.pointers[p.kernel.tensor], e.output_address(p.flats[stage.name]), whole=True)
+    place = p.places[stage.name]
+    if place.kind != "block" or place.first:
+        raise Unfit
+    return Source(f"s + {place.offset} + i * {place.width} + n0", place.width, True)
+
+
+class _TileEmitter(Emitter):
+    """Writes what a tile does with one vector of sums; each operand becomes a `Source`."""
+
+    def __init__(self, row_emitter: RowEmitter, flat: Flat, width: int, writer: Writer) -> None:
+        lane = Lane(N, flat.columns, row_emitter.pipeline.target.lanes)
+        super().__init__(writer, row_emitter.context(flat, lane, row="(m0 + i)", column="n0"))
+        self.pipeline = row_emitter.pipeline
+        self.width = width
+        self.results = {flat.name: Value("sum", True)}
+        self.sources: list[Source] = []
+        self.tables: list[str] = []
+
+    def _load(self, node: Load) -> Value:
+        if node.tensor in self.results:
+            return self.results[node.tensor]
+        p = self.pipeline
+        if node.dtype != np.float32:
+            raise Unfit
+        local = next((s for s in p.stages if s.name == node.tensor), None)
+        if local is None:
+            storage = self.context.storages[node.tensor]
+            return self._read(self.source(self.context.pointers[node.tensor], storage.at(node.index)))
+        place = p.places[local.name]
+        if place.kind == "column" and place.index == "r":
+            return self._read(Source(f"s + {place.offset} + i", 1, False))
+        if place.kind != "block" or place.first:
+            raise Unfit
+        columns = flat_address(node.index[p.rows :], local.shape[p.rows :])
+        found = self.source(f"s + {place.offset} + i * {place.width}", columns)
+        if not found.is_shared:
+            raise Unfit
+        return self._read(replace(found, step=place.width))
+
+    def source(self, pointer: str, address: Lin, whole: bool = False) -> Source:
+        """What lies at an address over the flat axes; with `whole`, for each element."""
+        axes = self.context.axes
+        stride = along(address, N, axes.extents[N], self.width).stride
+        if stride not in ((1,) if whole else (0, 1)):
+            raise Unfit
+        rest, within = split_by(address, {M})
+        step, table = 0, None
+        if all(digit.axis == M and digit.lo == 1 and digit.ext == axes.extents[M] for _, digit in within.terms):
+            step = sum(factor for factor, _ in within.terms)
+        elif N in axes_of(within):
+            raise Unfit
+        else:
+            text = c_lin(within, replace(axes, names={**axes.names, M: "m"}))
+            if text not in self.tables:
+                self.tables.append(text)
+            table, address = self.tables.index(text), rest
+        return Source(f"{pointer} + {c_lin(address, axes)}", step, stride == 1, table)
+
+    def _read(self, source: Source) -> Value:
+        if source not in self.sources:
+            self.sources.append(source)
+        return Value(f"x{self.sources.index(source)}", source.lanes)
+
+    def _alu(self, node: Alu) -> Value:
+        vector = any(self.known[id(a)].vector for a in node.args)
+        if node.dtype != np.float32 or node.op not in (CHEAP if vector else OF_ROWS):
+            raise Unfit
+        return super()._alu(node)
+
+    def _iota(self, node: Iota) -> Value:
+        raise Unfit
+
+    def _choose(self, node: Choose) -> Value:
+        raise Unfit
+
+    def name(self, text: str, dtype: DType, vector: bool) -> Value:
+        assert dtype == np.float32
+        return super().name(text, dtype, vector)
