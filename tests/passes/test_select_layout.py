@@ -37,3 +37,34 @@ def test_stores_are_not_scattered(tokens: int, depth: int, linear: bool) -> None
     for level in ("layout", "full"):
         with smartmem.compile(proto, level=level, threads=2) as compiled:
             np.testing.assert_allclose(compiled(x=x, q=q), wanted, rtol=1e-4, atol=1e-4)
+
+
+def products(rows: int, middle: int) -> onnx.ModelProto:
+    """``(x w + 1) u``"""
+    rng = np.random.default_rng(0)
+    w, u = (rng.standard_normal(shape).astype(np.float32) for shape in ((24, middle), (middle, 40)))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        helper.make_node("Add", ["z", "one"], ["k"]),
+        helper.make_node("MatMul", ["k", "u"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (rows, 24))
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (rows, 40))
+    constants = {"w": w, "u": u, "one": np.float32(1).reshape(())}
+    arrays = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    return helper.make_model(
+        helper.make_graph(nodes, "products", [x], [y], arrays), opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "middle", "padding"), [(30, 1024, 16), (30, 768, 16), (30, 1000, 0), (5, 1024, 0)])
+def test_rows_keep_apart(rows: int, middle: int, padding: int) -> None:
+    """Rows of a multiple of 1 KiB would share few sets of the cache: a line is left free after each."""
+    proto = products(rows, middle)
+    sizes = {level: build_program(proto, level=level).arena_bytes for level in ("layout", "full")}
+    assert sizes["full"] - sizes["layout"] == 4 * rows * padding
+    x = np.random.default_rng(1).standard_normal((rows, 24)).astype(np.float32)
+    w, u, _ = (numpy_helper.to_array(tensor) for tensor in proto.graph.initializer)
+    with smartmem.compile(proto, threads=2) as compiled:
+        np.testing.assert_allclose(compiled(x), (x @ w + 1) @ u, rtol=1e-4, atol=1e-3)

@@ -53,12 +53,21 @@ class Storage:
         return " ".join(parts) or "scalar"
 
 
-def dense(name: str, shape: Sequence[int], dtype: DType, order: Sequence[Digit] | None = None) -> Storage:
-    """A buffer of its own with the given order of digits (outermost first); row-major by default."""
+def dense(
+    name: str, shape: Sequence[int], dtype: DType, order: Sequence[Digit] | None = None, padding: int = 0
+) -> Storage:
+    """A buffer of its own with the given order of digits (outermost first); row-major by default.
+
+    `padding` elements lie unused after each row, that is, each run of the innermost digit with more than one value.
+    """
     digits = list(order) if order is not None else [Digit(axis, 1, n) for axis, n in enumerate(shape)]
     address, stride = Lin(), 1
     for digit in reversed(digits):
         address = address + lin(0, ((stride, digit),))
-        stride *= digit.ext
-    assert stride == math.prod(shape), f"the layout {digits} does not cover {tuple(shape)}"
+        if stride == 1 and digit.ext > 1:
+            stride = digit.ext + padding
+        else:
+            stride *= digit.ext
+    covered = math.prod(digit.ext for digit in digits)
+    assert covered == math.prod(shape), f"the layout {digits} does not cover {tuple(shape)}"
     return Storage(name, tuple(shape), dtype, address, max(1, stride))

@@ -64,8 +64,8 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))
     if expands:
         passes.append(("fold_constants", fold_kernels))
-    choose, squares = rank >= LEVELS.index("layout"), level == "full" and backend is None
-    passes.append(("select_layout", lambda m: select_layout(m, choose, squares)))
+    choose, tuned = rank >= LEVELS.index("layout"), level == "full" and backend is None
+    passes.append(("select_layout", lambda m: select_layout(m, choose, tuned)))
     if level == "full" and backend is None:
         passes.append(("narrow_indices", narrow_indices))
     passes.append(("prove", _prove_all))

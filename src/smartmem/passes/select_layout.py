@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,6 +27,8 @@ from smartmem.schedule.roles import expr_axes, is_contraction
 
 SWEEPS = 4
 SCATTER = 2  # what a scattered store costs, in packed elements
+LINE = 64  # bytes of a cache line
+ALIASING = 1024  # bytes; rows of a multiple of it share a quarter of the sets of L1 or fewer (64 lines are a round)
 FULL_RUN = 16  # elements from which on a contiguous run serves whole vectors
 
 
@@ -57,14 +59,20 @@ class Requests:
         return sorted(live, key=lambda axis: (self.weights[axis], axis), reverse=True)
 
 
-def select_layout(module: Module, choose: bool, squares: bool = False) -> None:
-    """Fills `module.storages`; with `choose` False every tensor is row-major. See `requests` for `squares`."""
-    wishes = requests(module, squares) if choose else {}
+def select_layout(module: Module, choose: bool, tuned: bool = False) -> None:
+    """Fills `module.storages`; with `choose` False every tensor is row-major.
+
+    With `tuned` packed operands and stores ask as schedules for CPUs treat them (`requests`), and rows keep apart
+    (`_padding`).
+    """
+    wishes = requests(module, squares=tuned) if choose else {}
+    fixed = row_major(module)
     for name, (shape, dtype) in module.types.items():
         if shape is None or name in module.windows:
             continue
-        axis = _choice(wishes.get(name), shape)
-        module.storages[name] = dense(name, shape, dtype, order_digits(shape, axis))
+        digits = order_digits(shape, _choice(wishes.get(name), shape))
+        padding = _padding(digits, dtype.itemsize) if tuned and name not in fixed else 0
+        module.storages[name] = dense(name, shape, dtype, digits, padding)
     for name in module.windows:
         _window(name, module)
     for name, wish in wishes.items():
@@ -72,6 +80,16 @@ def select_layout(module: Module, choose: bool, squares: bool = False) -> None:
             storage = module.storages[name]
             asked = [f"axis {a}: {int(w)}" for a, w in wish.weights.most_common(3)]
             module.layouts.append({"tensor": name, "layout": storage.show(), "asked_by": asked})
+
+
+def _padding(digits: Sequence[Digit], itemsize: int) -> int:
+    """Elements to leave free after each row, so that the same column of successive rows lies in different sets of L1.
+
+    A register tile reads up to 14 rows at a time, a packing of attention's keys 16: rows of a multiple of 4 KiB would
+    share one set, which has 8 or 12 ways.
+    """
+    row, *others = [digit.ext for digit in reversed(digits) if digit.ext > 1] or [1]
+    return LINE // itemsize if row * itemsize % ALIASING == 0 and math.prod(others) >= FULL_RUN else 0
 
 
 def _choice(wish: Requests | None, shape: tuple[int, ...]) -> int | None:
