@@ -9,7 +9,7 @@ form DAGs, comparison is cheap, and common subexpressions need no search.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -185,14 +185,22 @@ def loads(expr: Expr) -> list[Load]:
     return list(_loads[expr])
 
 
-def rebuild(expr: Expr, leaf: Callable[[Load | Iota], Expr], guard: Callable[[Guard], Guard] = lambda g: g) -> Expr:
-    """`expr` with every Load and Iota replaced by ``leaf(it)`` and every guard by ``guard(it)``; sharing is kept."""
+def _same(node: Alu, args: Sequence[Expr]) -> Expr:
+    return alu(node.op, *args, dtype=node.dtype)
+
+
+def rebuild(
+    expr: Expr, leaf: Callable[[Load | Iota], Expr] = lambda node: node, guard: Callable[[Guard], Guard] = lambda g: g,
+    operation: Callable[[Alu, Sequence[Expr]], Expr] = _same,
+) -> Expr:  # fmt: skip
+    """`expr` with every Load and Iota replaced by ``leaf(it)``, every guard by ``guard(it)`` and every Alu by
+    ``operation(it, operands after replacement)``; sharing is kept."""
     done: dict[int, Expr] = {}
     for node in walk(expr):
         if isinstance(node, (Load, Iota)):
             done[id(node)] = leaf(node)
         elif isinstance(node, Alu):
-            done[id(node)] = alu(node.op, *(done[id(a)] for a in node.args), dtype=node.dtype)
+            done[id(node)] = operation(node, [done[id(a)] for a in node.args])
         elif isinstance(node, Choose):
             guards = tuple(guard(g) for g in node.guards)
             done[id(node)] = choose(guards, done[id(node.then)], done[id(node.otherwise)])

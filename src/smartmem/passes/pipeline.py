@@ -25,6 +25,7 @@ from smartmem.passes.lower import lower
 from smartmem.passes.module import Module
 from smartmem.passes.narrow_indices import narrow_indices
 from smartmem.passes.prove import prove, prove_order
+from smartmem.passes.reciprocals import reciprocals
 from smartmem.passes.select_layout import select_layout
 from smartmem.passes.simplify import simplify
 from smartmem.passes.split_products import split_products
@@ -64,6 +65,8 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))
     if expands:
         passes.append(("fold_constants", fold_kernels))
+    if level == "full" and backend is None:
+        passes.append(("reciprocals", reciprocals))
     choose, tuned = rank >= LEVELS.index("layout"), level == "full" and backend is None
     passes.append(("select_layout", lambda m: select_layout(m, choose, tuned)))
     if level == "full" and backend is None:

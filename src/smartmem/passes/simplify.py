@@ -5,12 +5,13 @@ Exporters write normalizations without scale and shift as if they had them, by t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from smartmem.kernel.evaluate import LARGE
-from smartmem.kernel.expr import Alu, Choose, Const, DType, Expr, Iota, Load, alu, choose, const, rebuild, walk
+from smartmem.kernel.expr import Alu, Const, DType, Expr, Iota, Load, alu, const, rebuild
 from smartmem.kernel.stage import Stage
 from smartmem.passes.module import Module
 from smartmem.schedule.roles import factors
@@ -28,7 +29,7 @@ def simplify(module: Module) -> None:
 
     for position, step in enumerate(module.steps):
         if isinstance(step, Stage) and factors(step) is None:
-            module.steps[position] = replace(step, body=_neutral_removed(rebuild(step.body, leaf)))
+            module.steps[position] = replace(step, body=rebuild(step.body, leaf, operation=_without_neutral))
 
 
 def _is_exact(dtype: DType) -> bool:
@@ -36,18 +37,9 @@ def _is_exact(dtype: DType) -> bool:
     return dtype == np.float32 or dtype.kind in "iu"
 
 
-def _neutral_removed(body: Expr) -> Expr:
+def _without_neutral(node: Alu, args: Sequence[Expr]) -> Expr:
     """x * 1 -> x, x + 0 -> x."""
-    done: dict[int, Expr] = {}
-    for node in walk(body):
-        if isinstance(node, Alu):
-            args = [done[id(a)] for a in node.args]
-            neutral = {"mul": 1.0, "add": 0.0}.get(node.op)
-            rest = [a for a in args if not (isinstance(a, Const) and a.value == neutral)]
-            keeps = neutral is not None and len(rest) == 1 and _is_exact(node.dtype)
-            done[id(node)] = rest[0] if keeps else alu(node.op, *args, dtype=node.dtype)
-        elif isinstance(node, Choose):
-            done[id(node)] = choose(node.guards, done[id(node.then)], done[id(node.otherwise)])
-        else:
-            done[id(node)] = node
-    return done[id(body)]
+    neutral = {"mul": 1.0, "add": 0.0}.get(node.op)
+    rest = [a for a in args if not (isinstance(a, Const) and a.value == neutral)]
+    keeps = neutral is not None and len(rest) == 1 and _is_exact(node.dtype)
+    return rest[0] if keeps else alu(node.op, *args, dtype=node.dtype)
