@@ -69,6 +69,50 @@ def test_groups_of_a_vector_need_no_grouped_tile() -> None:
     assert "sm_grouped_" not in "\n".join(program.sources.values())
 
 
+def unequal_groups(groups: int, taken: int, given: int, side: int) -> onnx.ModelProto:
+    """A convolution of groups with `taken` channels each, which lie apart in memory, to `given` each."""
+    rng = np.random.default_rng([groups, taken, given])
+    weight = rng.standard_normal((groups * given, taken, side, side)).astype(np.float32)
+    bias = rng.standard_normal(groups * given).astype(np.float32)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["b"], perm=[0, 3, 1, 2]),
+        helper.make_node("Reshape", ["b", "shape"], ["c"]),
+        helper.make_node("Conv", ["c", "w", "bias"], ["d"], group=groups, pads=[side // 2] * 4),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    height, width = 9, 11
+    constants = {"w": weight, "bias": bias, "shape": np.array([1, groups * taken, height, width])}
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (groups, height, width, taken))
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "groups", [x], [y], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize(
+    ("groups", "taken", "given"), [(16, 4, 8), (6, 4, 8), (5, 4, 8), (12, 3, 5), (4, 8, 4), (9, 2, 1)]
+)
+def test_unequal_groups(groups: int, taken: int, given: int, side: int) -> None:
+    model = unequal_groups(groups, taken, given, side)
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    for level in ("layout", "full"):
+        result = smartmem.compile(model, level=level, threads=2)(x)
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
+
+
+def test_columns_of_two_groups_fill_a_vector() -> None:
+    """With zeros for the weights between them; the groups' channels are read where they lie."""
+    program = build_program(unequal_groups(16, 4, 8, 1), march="x86-64-v4")
+    (kernel,) = [k for k in program.report["kernels"] if k["family"] == "contraction"]
+    (weights,) = [array for array in program.weights.values() if array.size == 16 * 8 * 4 * 2]
+    assert (weights == 0).sum() == weights.size // 2
+    assert "sm_even_" in "".join(program.sources.values())
+    assert kernel["flops"] < 2 * weights.size * 99  # zeros are no work that the model asks for
+
+
 def test_turned_panels_hold_each_weight_once() -> None:
     size, lanes = 4, 16
     panels = np.arange(2 * 3 * size * lanes, dtype=np.float32).reshape(2, 1, 3 * size, lanes)

@@ -9,6 +9,10 @@ the columns::
 
 A then depends on a column axis, but only so that lane l reads the vector of A at l - l % 4 + k: the vector is loaded
 once, and `tile_functions.grouped_tile_function` turns accumulators instead of A.
+
+Where A's parts do not lie so, B becomes a diagonal of blocks, with as many zeros as there were empty lanes::
+
+    y[h, m, i, o] = sum over j and k of a[m, (4*h + j, k)] * (b[4*h + i, k, o] if i == j else 0)
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from smartmem.index.lin import Digit, Lin, axes_of, axis_digit
-from smartmem.index.map import IndexMap
-from smartmem.kernel.expr import Expr, Iota, Load, load, rebuild
+from smartmem.index.map import Guard, IndexMap
+from smartmem.kernel.expr import Expr, Iota, Load, alu, choose, const, load, rebuild
 from smartmem.kernel.stage import Kernel, reindex, tensors_read
 from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
@@ -43,16 +47,10 @@ def side_by_side(
     kernel: Kernel, batch: int, storages: Mapping[str, Storage], target: Target, constants: Mapping[str, Any]
 ) -> Groups | None:
     """The kernel with batch entries side by side, None if its columns fill vectors or its memory forbids it."""
-    rows, stage = kernel.rows, kernel.stages[0]
+    rows = kernel.rows
     assert rows is not None
-    pair = factors(stage)
-    if batch != 1 or pair is None or not is_contraction(stage, rows) or not _is_epilogue(kernel):
-        return None
-    size = math.prod(stage.shape[rows:])
-    count = target.lanes // max(1, size)
-    if count < 2 or target.lanes % size or stage.shape[0] % count:
-        return None
-    if any(name not in constants for name in tensors_read(pair[1])):
+    count, size = _entries_of_a_vector(kernel, batch, target, constants), math.prod(kernel.stages[0].shape[rows:])
+    if count < 2 or target.lanes % size:
         return None
     moved = _joined(kernel, rows, count)
     flat = flatten(moved.stages[0], 1, rows, contraction=True)
@@ -64,6 +62,45 @@ def side_by_side(
         if along != [(size, Digit(N, size, count))] or any(N in axes_of(g.lin) for g in branch.guards):
             return None
     return Groups(moved, size)
+
+
+def block_diagonal(kernel: Kernel, batch: int, target: Target, constants: Mapping[str, Any]) -> Kernel | None:
+    """The kernel with columns of several batch entries in a vector, B with blocks of zeros; None if they fill one."""
+    rows, first = kernel.rows, kernel.stages[0]
+    assert rows is not None
+    count = _entries_of_a_vector(kernel, batch, target, constants)
+    if count < 2:
+        return None
+    moved = _joined(kernel, rows, count)
+    joined = moved.stages[0]
+    space = len(joined.shape)
+    own, other = axis_digit(rows, count), axis_digit(space, count)
+    inner = [
+        axis_digit(k if k < rows else k + 1, n) for k, n in enumerate(first.domain)
+    ]  # of the operands as they were
+    inner[len(first.shape) :] = [axis_digit(space + 1 + k, n) for k, n in enumerate(first.reduce)]
+    pair = factors(first)
+    assert pair is not None
+    a, b = (
+        reindex(operand, (axis_digit(0, joined.shape[0]) * count + entry, *inner[1:]), first.domain)
+        for operand, entry in zip(pair, (other, own), strict=True)
+    )
+    body = alu("mul", a, choose((Guard(own - other, 1),), b, const(0.0)))
+    stage = replace(joined, body=body, reduce=(count, *first.reduce))
+    return replace(moved, stages=[stage, *moved.stages[1:]])
+
+
+def _entries_of_a_vector(kernel: Kernel, batch: int, target: Target, constants: Mapping[str, Any]) -> int:
+    """How many batch entries' columns fit into a vector: of a contraction with constant B and its epilogue, else 1."""
+    rows, stage = kernel.rows, kernel.stages[0]
+    assert rows is not None
+    pair = factors(stage)
+    if batch != 1 or pair is None or not is_contraction(stage, rows) or not _is_epilogue(kernel):
+        return 1
+    if any(name not in constants for name in tensors_read(pair[1])):
+        return 1
+    most = target.lanes // max(1, math.prod(stage.shape[rows:]))
+    return max((n for n in range(1, most + 1) if stage.shape[0] % n == 0), default=1)
 
 
 def _is_epilogue(kernel: Kernel) -> bool:

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline
 
 MAX_SEGMENTS = 256
-MIN_RUN = 8  # floats of A that must be contiguous for reading it in place
+UNROLLED = 4  # steps of k that a tile does at once: shorter segments are all rest
+MIN_RUN = 8  # floats of A that must be contiguous for reading it in place, by a table of row pointers per segment
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def pack_operand(
     """
     flat = flatten(stage, batch, rows, contraction=True)
     walk = walk_stage(flat, storages, local, rows)
-    if walk is not None and walk.count <= MAX_SEGMENTS and (walk.run >= MIN_RUN or walk.count == 1):
+    if walk is not None and walk.count <= MAX_SEGMENTS and walk.run >= _least_run(walk):
         return None
     pair = factors(stage)
     assert pair is not None
@@ -223,6 +224,13 @@ def pack_operand(
         b = reindex(b, own, stage.domain)
     index = (*(axis_digit(k, n) for k, n in enumerate(lead)), *steps)
     return packing, replace(stage, body=alu("mul", load(packing.name, index, a.dtype), b), reduce=reduce)
+
+
+def _least_run(walk: Walk) -> int:
+    """Floats that must lie side by side for reading them in place: segments cost a table of row pointers each."""
+    if walk.count == 1:
+        return 1
+    return MIN_RUN if even_step(walk) is None else UNROLLED
 
 
 def _reduce_order(a: Expr, stage: Stage, storages: Mapping[str, Storage]) -> list[int]:

@@ -22,7 +22,7 @@ from smartmem.layout.storage import Storage
 from smartmem.schedule.band import Band, band_operand
 from smartmem.schedule.code import Target
 from smartmem.schedule.flatten import Flat, N, flatten
-from smartmem.schedule.groups import side_by_side
+from smartmem.schedule.groups import block_diagonal, side_by_side
 from smartmem.schedule.online import Softmax, divide_last, find, is_epilogue, quicken
 from smartmem.schedule.operand_a import batch_step, pack_operand, walk_of
 from smartmem.schedule.operand_b import is_dynamic
@@ -151,6 +151,7 @@ def prepare(
     if groups is not None:
         kernel, stages = groups.kernel, groups.kernel.stages
     else:
+        kernel = (block_diagonal(kernel, batch, target, constants) if target.tuned else None) or kernel
         stages = divide_last(_inline_single(kernel.stages, rows), rows)
         softmax = find(stages, rows)
         if softmax is not None and softmax.keys <= WHOLE_ROWS:
