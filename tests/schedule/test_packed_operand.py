@@ -72,14 +72,28 @@ def summed_over_tokens(tokens: int, width: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@pytest.mark.parametrize(("tokens", "width"), [(64, 32), (50, 32), (49, 40), (33, 17), (100, 75)])
-def test_rows_that_lie_side_by_side_are_loaded_in_squares(tokens: int, width: int) -> None:
+@pytest.mark.parametrize(("tokens", "width"), [(64, 32), (50, 32), (49, 40), (33, 17), (100, 75), (1100, 20)])
+def test_rows_that_lie_side_by_side_stay_so(tokens: int, width: int) -> None:
+    """Tiles read operand A across its rows: nothing is turned, nothing gathered."""
     model = summed_over_tokens(tokens, width)
     x = np.random.default_rng().standard_normal((tokens, 4 * width)).astype(np.float32)
     (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
-    with smartmem.compile(model, threads=2) as compiled:
-        found = compiled(x=x)
-    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
+    for level in ("layout", "full"):
+        with smartmem.compile(model, level=level, threads=2) as compiled:
+            found = compiled(x=x)
+        assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
     text = "\n".join(build_program(model, march="x86-64-v3").sources.values())
-    kernel = text[text.index("void contraction_") :]
-    assert "sm_transpose(v)" in kernel and "sm_load_strided" not in kernel
+    assert "sm_across_" in text and "sm_transpose(v)" not in text and "sm_load_strided" not in text
+
+
+@pytest.mark.parametrize(("tokens", "slices"), [(384, 2), (383, 1), (1000, 4), (3136, 8)])
+def test_long_sums_of_activations_go_in_slices(tokens: int, slices: int) -> None:
+    """Of as many tokens each as one core wrote; a kernel adds them up."""
+    model = summed_over_tokens(tokens, 24)
+    program = build_program(model, march="x86-64-v4")
+    shapes = [kernel["shape"] for kernel in program.report["kernels"]]
+    assert shapes == [[2, 24, 24]] if slices == 1 else shapes[0][0] == slices and shapes[1:] == [[2, 24, 24]]
+    x = np.random.default_rng().standard_normal((tokens, 96)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    with smartmem.compile(model, threads=2) as compiled:
+        assert np.linalg.norm(compiled(x=x) - expected) / np.linalg.norm(expected) < 1e-5

@@ -28,7 +28,7 @@ from smartmem.passes.prove import prove, prove_order
 from smartmem.passes.reciprocals import reciprocals
 from smartmem.passes.select_layout import select_layout
 from smartmem.passes.simplify import simplify
-from smartmem.passes.split_products import split_products
+from smartmem.passes.split_products import split_for_cores, split_products
 from smartmem.passes.split_reductions import split_reductions
 from smartmem.passes.table_products import table_products
 from smartmem.passes.trace import trace
@@ -60,6 +60,7 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     if rank >= LEVELS.index("full") and backend is None:
         passes.append(("winograd", winograd))
         passes.append(("table_products", table_products))
+        passes.append(("split_products", split_for_cores))
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:
         passes.append(("split_products", lambda m: split_products(m, predict)))
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))

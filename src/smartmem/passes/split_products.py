@@ -8,23 +8,30 @@ A device computes a product tile by tile; few tiles leave most of it idle while 
 More slices mean more tiles. What follows the product is fused to the second step, which is a small pointwise kernel.
 Partial sums stay in float whatever the precision.
 
+On a CPU it is products of activations (K^T V of linear attention) that are split: a core then reads the rows that it
+has written itself, where whole products read what all cores wrote.
+
 In: stages, before fusion. Out: the same module with some contractions replaced by two stages.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from smartmem.index.lin import axis_digit
 from smartmem.kernel.expr import load
-from smartmem.kernel.stage import Stage, sliced
+from smartmem.kernel.stage import Stage, sliced, tensors_read
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.backend import Predict
-from smartmem.schedule.roles import weighted_extents
+from smartmem.schedule.roles import align_contraction, factors, weighted_extents
 
 SLICES = (2, 3, 4, 6, 8, 12, 16)
 SECOND = 6000  # what the second step costs, in the units of the prediction (cycles)
 GAIN = 0.85  # the two steps must promise at most this share of the time
+FOR_CORES = (8, 4, 2)  # slices on a CPU
+LEAST = 192  # steps of k that a slice has there at least
+SMALL = 1 << 15  # elements of a product that is split there, at most
 
 
 def split_products(module: Module, predict: Predict) -> None:
@@ -36,9 +43,7 @@ def split_products(module: Module, predict: Predict) -> None:
         if pair is None:
             steps.append(step)
             continue
-        steps += pair
-        module.types[pair[0].name] = (pair[0].shape, pair[0].dtype)
-        module.definitions |= {stage.name: stage for stage in pair}
+        steps += _declared(pair, module)
         module.wide.add(pair[0].name)
     module.steps = steps
 
@@ -62,8 +67,41 @@ def _split(stage: Stage, constants: set[str], predict: Predict) -> tuple[Stage, 
     return _in_two(stage, best[1], best[2])
 
 
+def _declared(pair: tuple[Stage, Stage], module: Module) -> tuple[Stage, Stage]:
+    """The pair, known to the module."""
+    module.types[pair[0].name] = (pair[0].shape, pair[0].dtype)
+    module.definitions |= {stage.name: stage for stage in pair}
+    return pair
+
+
 def _in_two(stage: Stage, slices: int, axis: int) -> tuple[Stage, Stage]:
     """`stage` with its reduce axis number `axis` cut into `slices`."""
     part = replace(sliced(stage, axis, slices), name=f"{stage.name}.part")
     index = (axis_digit(len(stage.shape), slices), *stage.space())
     return part, replace(stage, reduce=(slices,), combine="sum", body=load(part.name, index, stage.dtype))
+
+
+def split_for_cores(module: Module) -> None:
+    """Splits products of activations with a small output and a long reduction: each slice reads what one core wrote."""
+    steps: list[Stage | HostOp] = []
+    for step in module.steps:
+        slices = _slices_for_cores(step, module) if isinstance(step, Stage) else None
+        if slices is None or not isinstance(step, Stage):
+            steps.append(step)
+            continue
+        steps += _declared(_in_two(step, *slices), module)
+    module.steps = steps
+
+
+def _slices_for_cores(stage: Stage, module: Module) -> tuple[int, int] | None:
+    """How many slices of which reduce axis; None for other stages."""
+    operands = factors(stage)
+    if operands is None or stage.size > SMALL or align_contraction(stage, set()) is None:
+        return None
+    if any(all(name in module.constants for name in tensors_read(operand)) for operand in operands):
+        return None
+    depth = math.prod(stage.reduce)
+    for slices in FOR_CORES:
+        if depth >= slices * LEAST and stage.reduce[0] % slices == 0:
+            return slices, 0
+    return None

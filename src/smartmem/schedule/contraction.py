@@ -28,7 +28,7 @@ from smartmem.schedule.finish import Ending, Finish, finish_of
 from smartmem.schedule.flatten import B, Flat, K, N
 from smartmem.schedule.operand_a import Walk, even_step, walk_of
 from smartmem.schedule.operand_b import direct_b, held_of
-from smartmem.schedule.tile_functions import grouped_tile_function, tile_function
+from smartmem.schedule.tile_functions import ROWS_ACROSS, grouped_tile_function, tile_function
 from smartmem.schedule.tiling import Tiling, tile_columns
 
 if TYPE_CHECKING:
@@ -44,8 +44,12 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
     p, w = e.pipeline, e.writer
     flat, walk = p.flats[stage.name], walk_of(p, stage)
     width, tiling, columns = tile_columns(p.target, flat.columns), p.tiling, flat.columns
+    across = _across(p, walk)
     with w.block(""), ExitStack() as opened:
-        row_pointers(e, stage, flat, walk, tiling.block)
+        if across is not None:
+            w.line(f"const float *const a = s + {across.offset};")
+        else:
+            row_pointers(e, stage, flat, walk, tiling.block)
         if p.shared_step is not None:
             opened.enter_context(w.loop("b", "b1", "b0"))
         source, stride, streamed = b_pointer(e, stage, flat, walk, width)
@@ -103,7 +107,7 @@ def _tile_loop(
     p, w = e.pipeline, e.writer
     tiling, table = p.tiling, p.tiling.block
     vectors = width // p.target.lanes
-    step = _even_step(p, walk)
+    step, across = _even_step(p, walk), _across(p, walk)
     at, b, segments, first_k, last_k, first, final = "0", "bp", str(walk.count), "0", str(walk.run), "1", ""
     if blocks.count > 1:
         first, final = "kb == 0", f"if (kb == {blocks.count - 1})"
@@ -139,11 +143,14 @@ def _tile_loop(
             elif at != "0":
                 a = f"a + {at} * {table} + i"
             table_of = f"{a}, {segments}, {table if step is None else step}, {' + '.join(moved) or '0'}"
+            kind = "tile" if step is None else "even"
+            if across is not None:
+                kind, table_of = "across", f"a + i, {ROWS_ACROSS}"
             if p.group_size:
                 name, text = grouped_tile_function(rows, p.group_size, p.target.lanes)
                 arguments = f"{table_of}, {b}, cq"
             else:
-                name, text = tile_function(rows, vectors, prefetch, step is not None, ending)
+                name, text = tile_function(rows, vectors, prefetch, kind, ending)
                 into = f"cq, {apart}, {first}" if ending is None else ending.arguments(f"{flat.columns} - n0")
                 arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, {ahead}, {into}"
             p.support[name] = text
@@ -195,6 +202,12 @@ def call_tile(w: Writer, tiling: Tiling, call: Callable[[int], str]) -> None:
 def _even_step(pipeline: Pipeline, walk: Walk) -> int | None:
     """How far rows of A move from one segment to the next where all segments use one table of pointers, else None."""
     return None if pipeline.group_size else even_step(walk)
+
+
+def _across(pipeline: Pipeline, walk: Walk) -> Place | None:
+    """Where operand A lies if its rows lie side by side, packed so, else None."""
+    place = pipeline.places.get(walk.branches[0].tensor)
+    return place if place is not None and place.kind == "across" else None
 
 
 def _place_of_tiles(pipeline: Pipeline, stage: Stage, epilogue: list[Stage]) -> Place | None:

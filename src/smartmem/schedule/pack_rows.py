@@ -1,8 +1,9 @@
 """Operand A packed into scratch, row by row or in squares, where a loop over its columns would be slow.
 
     padded      guards depend on rows and columns, outside lie zeros: a row is cleared, then copied where they hold
-    turned      the columns of a row lie apart and its neighbours side by side (K^T of linear attention): squares are
-                loaded along the rows and transposed in registers
+    across      the columns of a row lie apart and its neighbours side by side (K^T of linear attention): they stay so,
+                for tiles that read A across its rows
+    turned      the same for what else reads rows: squares are loaded along the rows and transposed in registers
 
 Operand B is packed in the same squares (`operand_b`).
 """
@@ -25,6 +26,7 @@ from smartmem.index.map import Guard
 from smartmem.kernel.expr import Choose, Expr, is_zero, loads, walk
 from smartmem.kernel.stage import Stage, reindex
 from smartmem.schedule.flatten import M, N, flat_address
+from smartmem.schedule.tile_functions import ROWS_ACROSS
 
 if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline
@@ -108,14 +110,40 @@ def pack_turned(e: RowEmitter, stage: Stage) -> None:
         w.line("const long r = r0 + j;")
         w.line(f"sm_store_n({target}, v[j], {part});" if part else f"sm_store({target}, v[j]);")
 
-    with w.loop("r0", "rows", 0, "SM_W"), w.loop("n0", flat.columns, 0, "SM_W"):
+    def square(context: Context, count: str) -> None:
+        with w.loop("n0", flat.columns, 0, "SM_W"):
+            emit_square(w, context, flat.body, flat.columns if part else None, count, store)
+
+    _along_rows(e, stage, square)
+
+
+def pack_across(e: RowEmitter, stage: Stage) -> None:
+    """Rows side by side as they are loaded: what they have in column n, then in column n + 1."""
+    p, w = e.pipeline, e.writer
+    flat, place = p.flats[stage.name], p.places[stage.name]
+
+    def vectors(context: Context, count: str) -> None:
+        del count
+        w.line(f"const long across = {ROWS_ACROSS};")
+        with w.loop("n", flat.columns):
+            emitter = Emitter(w, context)
+            value = emitter.as_vector(emitter.value(flat.body), flat.body.dtype)
+            w.line(f"sm_store(s + {place.offset} + n * across + r0, {value});")
+
+    _along_rows(e, stage, vectors)
+
+
+def _along_rows(e: RowEmitter, stage: Stage, each: Callable[[Context, str], None]) -> None:
+    """The rows r0, r0 + 1, ... of a block in vectors; `each` gets a context with that lane and how many rows it has."""
+    p, w = e.pipeline, e.writer
+    with w.loop("r0", "rows", 0, "SM_W"):
         w.line("const long m = m0 + r0;")
         for header, count in (("if (r0 + SM_W <= rows)", None), ("else", "count")):
-            context = e.context(flat, Lane(M, p.height, lanes, count))
             with w.block(header):
                 if count is not None:
                     w.line(f"const long {count} = rows - r0;")
-                emit_square(w, context, flat.body, flat.columns if part else None, count or "SM_W", store)
+                lane = Lane(M, p.height, p.target.lanes, count)
+                each(e.context(p.flats[stage.name], lane), count or "SM_W")
 
 
 def emit_square(

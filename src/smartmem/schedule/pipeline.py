@@ -26,6 +26,8 @@ from smartmem.schedule.groups import block_diagonal, side_by_side
 from smartmem.schedule.online import Softmax, divide_last, find, is_epilogue, quicken
 from smartmem.schedule.operand_a import batch_step, pack_operand, walk_of
 from smartmem.schedule.operand_b import is_dynamic
+from smartmem.schedule.pack_rows import turns
+from smartmem.schedule.read_once import reads_once
 from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, permuted
 from smartmem.schedule.row_blocks import key_block, tiling
 from smartmem.schedule.tiling import Tiling, tile_columns
@@ -48,13 +50,14 @@ class Region:
 class Place:
     """Where a local tensor lives: in C scalars of one row, in one row of scratch, or in scratch rows of the block.
 
-    Rows of a "band" overlap (see `band`).
+    Rows of a "band" overlap (see `band`). "across", those of a block lie side by side, for one column after the other,
+    `ROWS_ACROSS` apart.
 
     `offset` counts floats from the start of the thread's scratch; `width` is the row length. `first` is the column that
     lies there, where a block of columns is kept; `index` the row's position in a "column" or a band, both as C.
     """
 
-    kind: str  # "scalar", "register", "column" (one float per row of the block), "row", "block", "band"
+    kind: str  # "scalar", "register", "column" (one float per row of the block), "row", "block", "band", "across"
     offset: int = 0
     width: int = 0
     first: str = ""
@@ -315,7 +318,10 @@ def _place(pipeline: Pipeline) -> None:
                 pipeline.places[stage.name] = Place("column", pipeline.reserve(pipeline.tiling.block), 1)
             continue
         width = math.prod(stage.shape[pipeline.rows :])
-        if stage.name in pipeline.bands:
+        if _is_across(pipeline, stage):
+            side = -(-pipeline.tiling.block // pipeline.target.lanes) * pipeline.target.lanes
+            pipeline.places[stage.name] = Place("across", pipeline.reserve(side * width))
+        elif stage.name in pipeline.bands:
             band = pipeline.bands[stage.name]
             offset = pipeline.reserve(band.floats(pipeline.tiling.block))
             pipeline.places[stage.name] = Place("band", offset, index=band.row)
@@ -329,6 +335,18 @@ def _place(pipeline: Pipeline) -> None:
                 panel = tile_columns(pipeline.target, width)
                 stride = max(stride, -(-width // panel) * panel)
             pipeline.places[stage.name] = Place("block", pipeline.reserve(stride * pipeline.tiling.block + 16), stride)
+
+
+def _is_across(pipeline: Pipeline, stage: Stage) -> bool:
+    """Whether a stage packs an operand A whose rows lie side by side, for tiles that read it so."""
+    users = [s for s in pipeline.stages if stage.name in tensors_read(s.body)]
+    if pipeline.softmax is not None or len(users) != 1 or not pipeline.is_contraction(users[0]):
+        return False
+    if reads_once(pipeline, users[0]) or not turns(pipeline, stage):
+        return False
+    walk = walk_of(pipeline, users[0])
+    plain = [(branch.tensor, branch.guards) for branch in walk.branches] == [(stage.name, ())]
+    return plain and walk.count == 1 and pipeline.region_of(stage).stages == [stage]
 
 
 def note_divisions(pipeline: Pipeline) -> None:

@@ -32,7 +32,7 @@ from smartmem.schedule.key_blocks import emit_key_blocks
 from smartmem.schedule.nest import combined, initial, store_vector
 from smartmem.schedule.operand_a import walk_of
 from smartmem.schedule.operand_b import Packed, direct_b, emit_pack, held_of, is_dynamic
-from smartmem.schedule.pack_rows import is_packing, pack_row, pack_turned, turns
+from smartmem.schedule.pack_rows import is_packing, pack_across, pack_row, pack_turned, turns
 from smartmem.schedule.pipeline import HELD, Pipeline, Region
 from smartmem.schedule.read_once import emit_once, keep_rows, reads_once
 from smartmem.schedule.tasks import Task
@@ -209,6 +209,10 @@ class RowEmitter:
             return
         if stages[0].name in self.pipeline.bands:
             emit_band(self, stages[0])
+            return
+        place = self.pipeline.places.get(stages[0].name)
+        if place is not None and place.kind == "across":
+            pack_across(self, stages[0])
             return
         if len(stages) == 1 and turns(self.pipeline, stages[0]):
             pack_turned(self, stages[0])

@@ -1,10 +1,11 @@
 """The register tiles as C functions, shared by all kernels of a file.
 
-Both compute rows of ``c (+)= sum over segments q and k of A * B`` where A is given by tables of row pointers, one table
+They compute rows of ``c (+)= sum over segments q and k of A * B`` where A is given by tables of row pointers, one table
 per segment, `skip` apart, each good for k in [from, to), all moved by `shift` floats (to the batch entry).
 
-    plain       a row of A is splatted, one float per k, times a few vectors of columns of B
+    tile        a row of A is splatted, one float per k, times a few vectors of columns of B
     even        the same with one table for all segments: `skip` is how far rows move from one to the next
+    across      the same where rows of A lie side by side: one float of each, and `step` floats on those of the next k
     grouped     several batch entries (groups of a convolution) side by side are the lanes of one vector
 """
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 from smartmem.schedule.finish import Ending
 
+ROWS_ACROSS = "(rows + SM_W - 1) / SM_W * SM_W"  # `step` of a block of rows packed across: whole vectors, as C
 
-def _step(rows: int, vectors: int, b: str, k: str) -> str:
+
+def _step(rows: int, vectors: int, b: str, a: str) -> str:
     """One step of k of the register tile: a row of B times a column of A, as a C block."""
     return f"""{{
                 f32v column[{vectors}];
@@ -21,7 +24,7 @@ def _step(rows: int, vectors: int, b: str, k: str) -> str:
                 for (int j = 0; j < {vectors}; ++j) column[j] = sm_load({b} + j * SM_W);
 #pragma GCC unroll {rows}
                 for (int i = 0; i < {rows}; ++i) {{
-                    const f32v x = sm_splat(row[i][{k}]);
+                    const f32v x = sm_splat({a});
 #pragma GCC unroll {vectors}
                     for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
                 }}
@@ -46,14 +49,14 @@ def _kept(rows: int, vectors: int) -> str:
 
 
 def tile_function(
-    rows: int, vectors: int, prefetch: int, even: bool = False, ending: Ending | None = None
+    rows: int, vectors: int, prefetch: int, kind: str = "tile", ending: Ending | None = None
 ) -> tuple[str, str]:
     """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
 
     It fetches `prefetch` cache lines of what comes next per four steps of k. With an `ending` the sums are not left in
     c but go through it.
     """
-    name = f"sm_{'even' if even else 'tile'}_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
+    name = f"sm_{kind}_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
     fetch = f"for (int j = 0; j < {prefetch}; ++j) __builtin_prefetch(next + j * 16, 0, 2);"
     ahead = (
         f"""
@@ -63,25 +66,32 @@ def tile_function(
         if prefetch
         else ""
     )
-    segments = "one table of row pointers for `segments`" if even else "`segments` tables of row pointers"
+    given = {
+        "tile": "`segments` tables of row pointers, `skip` apart, each good for k in [from, to), all moved by `shift`",
+        "even": "one table of row pointers for `segments`, `skip` apart, the first k in [from, to), moved by `shift`",
+        "across": "rows side by side, `step` from one k to the next",
+    }[kind]
     pointers = f"""\
 const float *row[{rows}];
 #pragma GCC unroll {rows}
     for (int i = 0; i < {rows}; ++i) row[i] = a[i] + shift;"""
-    if even:
-        loop = f"""{pointers}
-    for (long q = 0; q < segments; ++q, from += skip, to += skip) {{"""
+    operand = "const float *const *a, long segments, long skip, long shift"
+    loop, unrolled, rest = f"{pointers}\n    ", "row[i][k + u]", "row[i][k]"
+    if kind == "tile":
+        loop = f"for (long q = 0; q < segments; ++q, a += skip) {{\n        {pointers}"
+    elif kind == "even":
+        loop += "for (long q = 0; q < segments; ++q, from += skip, to += skip) {"
     else:
-        loop = f"""for (long q = 0; q < segments; ++q, a += skip) {{
-        {pointers}"""
+        operand, loop = "const float *a, long step", "{"
+        unrolled, rest = "a[(k + u) * step + i]", "a[k * step + i]"
     into, end = "float *c, long apart, int first", _kept(rows, vectors)
     if ending is not None:
         name, into, end = name + ending.suffix, ending.parameters, ending.text(rows, vectors)
     text = f"""\
-/* acc[{rows}][{vectors}*SM_W] = sum over k of a[row][k] * b[k][column]; a: {segments}, `skip`
-   apart, each good for k in [from, to), all moved by `shift`. */
-static __attribute__((noinline)) void {name}(const float *const *a, long segments, long skip, long shift, long from,
-                                             long to, const float *b, long stride, const float *next,
+/* acc[{rows}][{vectors}*SM_W] = sum over k of a[row][k] * b[k][column]; a:
+   {given}. */
+static __attribute__((noinline)) void {name}({operand}, long from, long to,
+                                             const float *b, long stride, const float *next,
                                              {into}) {{
     f32v acc[{rows}][{vectors}];
 #pragma GCC unroll {rows}
@@ -93,9 +103,9 @@ static __attribute__((noinline)) void {name}(const float *const *a, long segment
         long k = from;
         for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
 #pragma GCC unroll 4
-            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", "k + u")}
+            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", unrolled)}
         }}
-        for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", "k")}
+        for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", rest)}
     }}
 {end}
 }}
