@@ -31,7 +31,7 @@ if os.uname().machine == "x86_64":
 
 EXACT_TO_THE_BIT = ["sqrt", "abs", "floor", "ceil", "round", "trunc"]
 LANE_BY_LANE = ["sin", "log1p", "expm1"]
-UNARY = ["exp", "exp_below", "log", "tanh", "erf", "sigmoid", "rsqrt", *EXACT_TO_THE_BIT, *LANE_BY_LANE]
+UNARY = ["exp", "exp_below", "log", "tanh", "erf", "gelu", "sigmoid", "rsqrt", *EXACT_TO_THE_BIT, *LANE_BY_LANE]
 BINARY = ["max", "max_ordered", "min", "pow"]
 REDUCTIONS = ["hsum", "hmax", "hmax_ordered", "hmin", "hprod"]
 
@@ -181,6 +181,26 @@ def test_exp_below(library: ctypes.CDLL) -> None:
     assert error.max() <= 2.0**-23 * 1.5
     scalar = call(library["exp_below_s"], x[::17].copy())
     assert np.allclose(scalar, got[::17], rtol=3e-7, atol=0, equal_nan=True)
+
+
+def test_gelu(library: ctypes.CDLL) -> None:
+    """Of positive numbers a few ulp; of negative ones the error is that of erf times x, as the definition has it."""
+    x = dense(10_007)
+    x = np.ascontiguousarray(x[np.abs(x) < 2.0**126])
+    got = call(library["gelu_v"], x)
+    wide = x.astype(np.float64)
+    exact = wide / 2 * (1 + np.array([math.erf(v) for v in (wide * math.sqrt(0.5)).tolist()]))
+    positive = x >= 2.0**-120
+    ulp = error_in_ulp(got, exact)[positive].max()
+    share = np.max(np.abs(got - exact)[x != 0] / (np.abs(wide[x != 0]) + 2.0**-120))
+    print(f"gelu: {ulp:.3f} ulp, {share:.2e} |x|")
+    assert ulp <= 3.5 and share <= 3e-7
+    if library.lanes() == 16:
+        assert ulp <= 2 and share <= 1e-7
+    assert np.isnan(call(library["gelu_v"], np.array([np.nan, -np.inf] * 8, np.float32))).all()
+    assert np.isinf(call(library["gelu_v"], np.full(16, np.inf, np.float32))).all()
+    scalar = call(library["gelu_s"], x[::17].copy())
+    assert np.allclose(scalar, got[::17], rtol=3e-7, atol=1e-7)
 
 
 def test_max_ordered(library: ctypes.CDLL) -> None:

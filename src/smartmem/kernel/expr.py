@@ -27,7 +27,7 @@ DType: TypeAlias = "np.dtype[Any]"
 UNARY = frozenset(
     ("neg", "abs", "exp", "log", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh",
      "acosh", "atanh", "erf", "sigmoid", "floor", "ceil", "round", "trunc", "sign", "not", "bitwise_not", "recip",
-     "isnan", "exp_below")
+     "isnan", "exp_below", "gelu")
 )  # fmt: skip
 BINARY = frozenset(
     ("add", "sub", "mul", "div", "mod", "fmod", "pow", "max", "min", "and", "or", "xor", "shl", "shr", "bitand",
@@ -39,8 +39,8 @@ OTHER = frozenset(("where", "cast"))  # where(bool, a, b); cast(x) to the node's
 # Combining functions of a reduction. arg* reduce one axis and give the position of the first (or last) extremum.
 COMBINE = frozenset(["sum", "prod", "max", "min", "and", "or", "argmax", "argmin", "argmax_last", "argmin_last"])
 
-# What only schedules write (`schedule.online`): "exp_below" is exp for x <= 0, less exact the lower x; the combination
-# "max_ordered" is "max" that may drop NaN.
+# What only level `full` for CPUs writes: "exp_below" (`schedule.online`) is exp for x <= 0, less exact the lower x; the
+# combination "max_ordered" is "max" that may drop NaN; "gelu" (`passes.gelus`) is x / 2 * (1 + erf(x / sqrt(2))).
 
 
 @dataclass(frozen=True, eq=False)

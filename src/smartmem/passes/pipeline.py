@@ -21,6 +21,7 @@ from smartmem.kernel.stage import Kernel
 from smartmem.passes.eliminate import eliminate
 from smartmem.passes.fold_constants import fold_kernels, fold_stages
 from smartmem.passes.fuse import fuse
+from smartmem.passes.gelus import gelus
 from smartmem.passes.lower import lower
 from smartmem.passes.module import Module
 from smartmem.passes.narrow_indices import narrow_indices
@@ -68,6 +69,7 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
         passes.append(("fold_constants", fold_kernels))
     if level == "full" and backend is None:
         passes.append(("reciprocals", reciprocals))
+        passes.append(("gelus", gelus))
     choose, tuned = rank >= LEVELS.index("layout"), level == "full" and backend is None
     passes.append(("select_layout", lambda m: select_layout(m, choose, tuned)))
     if level == "full" and backend is None:

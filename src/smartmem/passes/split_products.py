@@ -82,26 +82,37 @@ def _in_two(stage: Stage, slices: int, axis: int) -> tuple[Stage, Stage]:
 
 
 def split_for_cores(module: Module) -> None:
-    """Splits products of activations with a small output and a long reduction: each slice reads what one core wrote."""
+    """Splits products of activations with a small output and a long reduction: each slice reads what one core wrote.
+
+    Not those of what follows from another product of activations: in attention both are one kernel (`schedule.online`).
+    """
     steps: list[Stage | HostOp] = []
+    constants = set(module.constants)
+    following: set[str] = set()
     for step in module.steps:
-        slices = _slices_for_cores(step, module) if isinstance(step, Stage) else None
-        if slices is None or not isinstance(step, Stage):
+        if not isinstance(step, Stage):
             steps.append(step)
             continue
-        steps += _declared(_in_two(step, *slices), module)
+        follows = not following.isdisjoint(tensors_read(step.body))
+        product = _is_product(step, constants)
+        if product if product is not None else follows:
+            following.add(step.name)
+        slices = _slices_for_cores(step) if product and not follows else 1
+        steps += [step] if slices == 1 else _declared(_in_two(step, slices, 0), module)
     module.steps = steps
 
 
-def _slices_for_cores(stage: Stage, module: Module) -> tuple[int, int] | None:
-    """How many slices of which reduce axis; None for other stages."""
+def _is_product(stage: Stage, constants: set[str]) -> bool | None:
+    """Whether a contraction is one of two activations; None for other stages."""
     operands = factors(stage)
-    if operands is None or stage.size > SMALL or align_contraction(stage, set()) is None:
+    if operands is None or align_contraction(stage, constants) is None:
         return None
-    if any(all(name in module.constants for name in tensors_read(operand)) for operand in operands):
-        return None
-    depth = math.prod(stage.reduce)
-    for slices in FOR_CORES:
-        if depth >= slices * LEAST and stage.reduce[0] % slices == 0:
-            return slices, 0
-    return None
+    return not any(constants.issuperset(tensors_read(operand)) for operand in operands)
+
+
+def _slices_for_cores(stage: Stage) -> int:
+    """Into how many slices the first reduce axis of a product is cut."""
+    if stage.size > SMALL:
+        return 1
+    depth, first = math.prod(stage.reduce), stage.reduce[0]
+    return next((n for n in FOR_CORES if depth >= n * LEAST and first % n == 0), 1)

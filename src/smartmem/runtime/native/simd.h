@@ -460,6 +460,7 @@ SM_SCALAR(exp_below)
 SM_SCALAR(log)
 SM_SCALAR(tanh)
 SM_SCALAR(erf)
+SM_SCALAR(gelu)
 SM_SCALAR(sigmoid)
 
 SM_INLINE float sm_selects(int mask, float a, float b) { return mask ? a : b; }

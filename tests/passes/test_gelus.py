@@ -1,0 +1,52 @@
+"""GELU is found whatever the order of its operators, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+import smartmem
+from smartmem.compiler import build_program
+
+Step = tuple[str, list[str], str]
+
+AS_TORCH: list[Step] = [
+    ("Div", ["x", "root"], "a"), ("Erf", ["a"], "b"), ("Add", ["b", "one"], "c"), ("Mul", ["x", "c"], "d"),
+    ("Mul", ["d", "half"], "y"),
+]  # fmt: skip
+AS_KERAS: list[Step] = [
+    ("Mul", ["half", "x"], "a"), ("Mul", ["x", "inverse"], "b"), ("Erf", ["b"], "c"), ("Add", ["one", "c"], "d"),
+    ("Mul", ["a", "d"], "y"),
+]  # fmt: skip
+WITHOUT_HALF = [*AS_KERAS[1:4], ("Mul", ["x", "d"], "y")]
+OF_ANOTHER = [("Relu", ["x"], "z"), *AS_KERAS[:1], ("Mul", ["z", "inverse"], "b"), *AS_KERAS[2:]]
+
+
+def model(steps: list[Step]) -> onnx.ModelProto:
+    constants = {"root": math.sqrt(2), "inverse": math.sqrt(0.5), "half": 0.5, "one": 1.0}
+    arrays = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (5, 37))
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (5, 37))
+    nodes = [helper.make_node(operator, inputs, [output]) for operator, inputs, output in steps]
+    graph = helper.make_graph(nodes, "gelu", [x], [y], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("steps", "found"),
+    [(AS_TORCH, True), (AS_KERAS, True), ([("Gelu", ["x"], "y")], True), (WITHOUT_HALF, False), (OF_ANOTHER, False)],
+)
+def test_gelu(steps: list[Step], found: bool) -> None:
+    proto = model(steps)
+    text = "".join(build_program(proto).sources.values())
+    assert ("sm_geluv(" in text) == found
+    assert "sm_geluv(" not in "".join(build_program(proto, level="layout").sources.values())
+    x = np.random.default_rng(0).normal(0, 2, (5, 37)).astype(np.float32)
+    (want,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    with smartmem.compile(proto, threads=1) as compiled:
+        np.testing.assert_allclose(compiled(x), want, rtol=1e-6, atol=3e-7)
