@@ -67,6 +67,7 @@ class Context:
         hoist: where the parts of addresses go that do not depend on the `inner` axes, if they contain divisions.
         inner: axes of the loops between that place and the code.
         streams: whether the kernel's result is stored past the caches, as none holds it.
+        rounded: local tensors that come from sums, whose last bits mean nothing.
     """
 
     axes: Axes
@@ -78,6 +79,7 @@ class Context:
     hoist: Mark | None = None
     inner: frozenset[int] = frozenset()
     streams: bool = False
+    rounded: frozenset[str] = frozenset()
 
     def scalar(self) -> Context:
         return replace(self, lane=None)
@@ -282,15 +284,19 @@ class Emitter:
         return self.name(f"sm_load_i32({lanes})" if is_bool else f"sm_load({lanes})", node.dtype, True)
 
     def over(self, vector: str, number: str) -> str:
-        """A vector divided by one number for all lanes."""
+        """A vector divided by one number for all lanes, of which the last bit does not matter."""
         return f"sm_over({vector}, {number})"
+
+    def _is_rounded(self, divisor: Expr) -> bool:
+        """Whether a divisor comes from a sum; ``floor(i / 7)`` wants the quotient."""
+        return any(access.tensor in self.context.rounded for access in loads(divisor))
 
     def _alu(self, node: Alu) -> Value:
         args = [self.known[id(a)] for a in node.args]
         vector = any(a.vector for a in args)
         kinds = [a.dtype for a in node.args]
         if vector:
-            if node.op == "div" and not args[1].vector:
+            if node.op == "div" and not args[1].vector and self._is_rounded(node.args[1]):
                 return self.name(self.over(args[0].text, args[1].text), node.dtype, True)
             texts = [self.as_vector(a, kind) for a, kind in zip(args, kinds, strict=True)]
             return self.name(vector_alu(node, texts), node.dtype, True)

@@ -48,10 +48,14 @@ def _argument(factor: Expr) -> Expr | None:
     if not isinstance(factor, Alu) or factor.op != "add" or not any(_is(arg, 1.0) for arg in factor.args):
         return None
     erf = next((arg for arg in factor.args if isinstance(arg, Alu) and arg.op == "erf"), None)
-    if erf is None or not isinstance(erf.args[0], Alu) or erf.args[0].op != "mul":
+    scaled = erf.args[0] if erf is not None else None
+    if not isinstance(scaled, Alu):
         return None
-    scaled = erf.args[0].args
-    return next((x for x, by in (scaled, scaled[::-1]) if _is(by, math.sqrt(0.5))), None)
+    if scaled.op == "div":
+        return scaled.args[0] if _is(scaled.args[1], math.sqrt(2)) else None
+    if scaled.op != "mul":
+        return None
+    return next((x for x, by in (scaled.args, scaled.args[::-1]) if _is(by, math.sqrt(0.5))), None)
 
 
 def _is(expr: Expr, value: float) -> bool:

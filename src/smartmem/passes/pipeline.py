@@ -26,7 +26,6 @@ from smartmem.passes.lower import lower
 from smartmem.passes.module import Module
 from smartmem.passes.narrow_indices import narrow_indices
 from smartmem.passes.prove import prove, prove_order
-from smartmem.passes.reciprocals import reciprocals
 from smartmem.passes.select_layout import select_layout
 from smartmem.passes.simplify import simplify
 from smartmem.passes.split_products import split_for_cores, split_products
@@ -68,7 +67,6 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     if expands:
         passes.append(("fold_constants", fold_kernels))
     if level == "full" and backend is None:
-        passes.append(("reciprocals", reciprocals))
         passes.append(("gelus", gelus))
     choose, tuned = rank >= LEVELS.index("layout"), level == "full" and backend is None
     passes.append(("select_layout", lambda m: select_layout(m, choose, tuned)))

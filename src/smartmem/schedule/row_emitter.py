@@ -22,7 +22,7 @@ from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, loads, walk
-from smartmem.kernel.stage import Stage
+from smartmem.kernel.stage import Stage, tensors_read
 from smartmem.schedule.b_starts import Tables
 from smartmem.schedule.band import emit_band
 from smartmem.schedule.code import Arguments
@@ -39,6 +39,15 @@ from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
 
 BLOCK = 4096  # columns of a partial sum
+
+
+def after_sums(stages: list[Stage]) -> set[str]:
+    """The stages that are sums, or computed from sums."""
+    found: set[str] = set()
+    for stage in stages:
+        if (stage.reduce and stage.combine == "sum") or not found.isdisjoint(tensors_read(stage.body)):
+            found.add(stage.name)
+    return found
 
 
 class RowEmitter:
@@ -60,6 +69,7 @@ class RowEmitter:
         self.packed = packed
         self.task = task
         self.streams = pipeline.target.streams(pipeline.storages[pipeline.kernel.tensor].bytes)
+        self.rounded = frozenset(after_sums(pipeline.stages))
         self.values: dict[str, Value] = {}
         self.starts: dict[str, Tables] = {}  # of the contractions whose B is not packed
         self._packed_at: dict[str, int] = {}
@@ -171,7 +181,9 @@ class RowEmitter:
         axes = replace(axes, lookup=lookup_renderer(self.pipeline.storages, self.pointers))
         local = {s.name: self._reader(s) for s in self.pipeline.stages[:-1]}
         lookup = vector_lookup(self.pipeline.storages, self.pointers)
-        return Context(axes, self.pipeline.storages, self.pointers, local, lane, lookup, streams=self.streams)
+        return Context(
+            axes, self.pipeline.storages, self.pointers, local, lane, lookup, streams=self.streams, rounded=self.rounded
+        )
 
     def _reader(self, stage: Stage) -> LocalReader:
         place = self.pipeline.places[stage.name]

@@ -442,7 +442,7 @@ SM_PER_LANE(sm_truncv, truncf)
 SM_INLINE f32v sm_rsqrtv(f32v x) { return sm_splat(1.0f) / sm_sqrtv(x); }
 SM_INLINE f32v sm_recipv(f32v x) { return sm_splat(1.0f) / x; }
 
-/* a / x, at most 1.5 ulp from it: what follows from x alone leaves loops.  The reciprocal is a normal number, or unused. */
+/* a / x, at most 1.5 ulp from it; what follows from x alone leaves loops.  Without a normal reciprocal it is the quotient. */
 SM_INLINE f32v sm_over(f32v a, float x) {
     const float size = fabsf(x);
     if (__builtin_expect(size >= 0x1p-126f && size <= 0x1p126f, 1)) return a * sm_splat(1.0f / x);
