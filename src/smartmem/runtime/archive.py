@@ -27,8 +27,9 @@ import numpy as np
 
 from smartmem.errors import ModelError, RuntimeFailure
 from smartmem.runtime import tensorfile
-from smartmem.runtime.arrays import ALIGNMENT, Array
+from smartmem.runtime.arrays import ALIGNMENT, Array, ask_for_huge_pages
 from smartmem.runtime.cache import Cache, replacing
+from smartmem.runtime.chunks import ChunkedFile
 from smartmem.runtime.remember import remembered
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def write(path: Path, manifest: dict[str, Any], parts: Mapping[str, Part]) -> No
 
     sums = {name: _sha256(part) for name, part in parts.items()}
     text = json.dumps({"format": FORMAT, "smartmem": __version__, "sha256": sums, **manifest}, indent=1).encode()
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        replacing(path) as temporary, ChunkedFile(temporary) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):  # fmt: skip
         for name, part in {MANIFEST: text, **parts}.items():
             size = len(part) if isinstance(part, bytes) else tensorfile.size(part)
             _add(archive, name, size, functools.partial(_put, part))
@@ -174,15 +178,17 @@ def _add(archive: zipfile.ZipFile, name: str, size: int, write: Callable[[IO[byt
 
 
 def _map(path: Path) -> Array:
-    """The file's bytes, mapped."""
+    """The file's bytes, mapped; in huge pages where it was written so (`chunks`) or is read from the disk now."""
     try:
         with open(path, "rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: an empty file
         reason = error.strerror if isinstance(error, OSError) else "it is empty"
         raise ModelError(f"{path}: cannot be read ({reason})") from None
+    ask_for_huge_pages(content)
+    return np.frombuffer(content, np.uint8)
 
 
 def _parts(path: Path, content: Array) -> dict[str, Array]:

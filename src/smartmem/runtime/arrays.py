@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,8 @@ from smartmem.runtime.artifact import TensorSpec
 
 Array = np.ndarray[Any, Any]
 ALIGNMENT = 64
+PAGE = mmap.PAGESIZE
+HUGE_PAGE = 2 << 20
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -21,6 +27,29 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def ask_for_huge_pages(memory: mmap.mmap) -> None:
+    """Tells the system that mapped memory is worth huge pages, if it has them."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without
+            memory.madvise(mmap.MADV_HUGEPAGE)
+
+
+def working_memory(sizes: Sequence[int]) -> list[Array]:
+    """Uninitialized bytes, so many in each array, for the life of a model.
+
+    Those of large models lie side by side in huge pages, if the system has them: kernels then find what they read in
+    memory (its page tables) with fewer steps, wherever the allocator would have put it.
+    """
+    places = list(accumulate((-(-size // PAGE) * PAGE for size in sizes), initial=0))
+    if places[-1] < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return [aligned_empty((size,), np.dtype(np.uint8)) for size in sizes]
+    memory = mmap.mmap(-1, places[-1] + 2 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    ask_for_huge_pages(memory)
+    raw = np.frombuffer(memory, np.uint8)
+    start = -raw.ctypes.data % HUGE_PAGE
+    return [raw[start + place : start + place + size] for place, size in zip(places, sizes, strict=False)]
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

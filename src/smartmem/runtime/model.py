@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from smartmem.errors import InputError, RuntimeFailure
-from smartmem.runtime.arrays import Array, aligned_empty, dtype_of, readable
+from smartmem.runtime.arrays import Array, aligned_empty, dtype_of, readable, working_memory
 from smartmem.runtime.artifact import HostStep, NativeStep, Program
 from smartmem.runtime.compiled import CompiledModel, StepTime
 from smartmem.runtime.host_steps import HostSteps, fresh
@@ -70,9 +70,8 @@ class Model(CompiledModel):
         self._library = Library(library)
         self._segments = segments(program)
         self._host_steps = HostSteps(program.slots)
-        self._arena = aligned_empty((program.arena_bytes,), np.dtype(np.uint8))
         scratch = max(program.scratch_bytes, LEAST_SCRATCH)
-        self._scratch = [aligned_empty((scratch,), np.dtype(np.uint8)) for _ in range(self.threads)]
+        self._arena, *self._scratch = working_memory([program.arena_bytes] + [scratch] * self.threads)
         self._scratch_pointers = (ctypes.c_void_p * self.threads)(*(array.ctypes.data for array in self._scratch))
         self._weights = {name: readable(array) for name, array in program.weights.items()}
         self._pointers = (ctypes.c_void_p * max(len(program.slots), 1))()

@@ -150,7 +150,7 @@ def _tile_loop(
                 name, text = grouped_tile_function(rows, p.group_size, p.target.lanes)
                 arguments = f"{table_of}, {b}, cq"
             else:
-                name, text = tile_function(rows, vectors, prefetch, kind, ending)
+                name, text = tile_function(rows, ending.vectors if ending else vectors, prefetch, kind, ending)
                 into = f"cq, {apart}, {first}" if ending is None else ending.arguments(f"{flat.columns} - n0")
                 arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, {ahead}, {into}"
             p.support[name] = text
@@ -160,7 +160,8 @@ def _tile_loop(
             with ExitStack() as last_block:
                 if final:
                     last_block.enter_context(w.block(final))
-                _finishing_tiles(w, tiling, finish, blocks.count > 1, flat.columns, width, call)
+                whole = Ending(finish, vectors, vectors if blocks.count > 1 else 0)
+                _finishing_tiles(w, tiling, whole, flat.columns, p.target.lanes, call)
             if final:
                 with w.block("else"):
                     call_tile(w, tiling, partial(call, None))
@@ -176,11 +177,11 @@ def _tile_loop(
 
 
 def _finishing_tiles(
-    w: Writer, tiling: Tiling, finish: Finish, partial_sums: bool, columns: int, width: int,
-    call: Callable[[Ending, int], str],
-) -> None:  # fmt: skip
-    """Row tile q of panel n0, which may be the last with fewer columns, with its epilogue in registers."""
-    whole, tail = (Ending(finish, partial_sums, tail) for tail in (False, True))
+    w: Writer, tiling: Tiling, whole: Ending, columns: int, lanes: int, call: Callable[[Ending, int], str]
+) -> None:
+    """Row tile q of panel n0 with its epilogue in registers; the last panel may have fewer columns, and vectors."""
+    width = whole.vectors * lanes
+    tail = replace(whole, vectors=-(-(columns % width) // lanes), tail=True)
     if columns % width == 0 or columns < width:
         call_tile(w, tiling, partial(call, tail if columns < width else whole))
         return

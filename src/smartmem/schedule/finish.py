@@ -88,20 +88,22 @@ class Finish:
 
 @dataclass(frozen=True)
 class Ending:
-    """A `Finish` as the end of a tile function.
+    """A `Finish` as the end of a tile function of `vectors` vectors.
 
-    With `partial` the sums of earlier blocks of k lie in rows of `c` and are added; with `tail` only the first `count`
-    columns of the tile exist.
+    With `partial` the sums of earlier blocks of k lie in rows of `c`, so many vectors apart, and are added; with `tail`
+    only the first `count` columns of the tile exist.
     """
 
     finish: Finish
-    partial: bool = False
+    vectors: int
+    partial: int = 0
     tail: bool = False
 
     @property
     def suffix(self) -> str:
         """Of the function's name."""
-        return f"_{self.finish.key()}" + ("_partial" if self.partial else "") + ("_tail" if self.tail else "")
+        partial = f"_partial{self.partial}" if self.partial else ""
+        return f"_{self.finish.key()}{partial}" + ("_tail" if self.tail else "")
 
     @property
     def parameters(self) -> str:
@@ -118,9 +120,9 @@ class Ending:
         texts += [f"rows{k} + i" for k in range(len(self.finish.tables))]
         return ", ".join([*texts, count] if self.tail else texts)
 
-    def text(self, rows: int, vectors: int) -> str:
+    def text(self, rows: int) -> str:
         """C text: every accumulator acc[i][j] goes through the statements and is stored."""
-        finish = self.finish
+        finish, vectors = self.finish, self.vectors
 
         def load(pointer: str) -> str:
             return f"sm_load_n({pointer}, left[j], 0.0f)" if self.tail else f"sm_load({pointer})"
@@ -134,7 +136,7 @@ class Ending:
         shared = [k for k, source in enumerate(finish.sources) if source.is_shared and source.lanes]
         for k in shared:
             lines += [f"f32v same{k}[{vectors}];", *across, f"    same{k}[j] = {load(f'in{k} + j * SM_W')};"]
-        before = f" + sm_load(c + i * {vectors} * SM_W + j * SM_W)" if self.partial else ""
+        before = f" + sm_load(c + (i * {self.partial} + j) * SM_W)" if self.partial else ""
         lines += [*down, *across, "{", f"    const f32v sum = acc[i][j]{before};"]
         for k, source in enumerate(finish.sources):
             at = source.row(f"in{k}")

@@ -75,10 +75,8 @@ def block_diagonal(kernel: Kernel, batch: int, target: Target, constants: Mappin
     joined = moved.stages[0]
     space = len(joined.shape)
     own, other = axis_digit(rows, count), axis_digit(space, count)
-    inner = [
-        axis_digit(k if k < rows else k + 1, n) for k, n in enumerate(first.domain)
-    ]  # of the operands as they were
-    inner[len(first.shape) :] = [axis_digit(space + 1 + k, n) for k, n in enumerate(first.reduce)]
+    inner = [axis_digit(k if k < rows else k + 1, n) for k, n in enumerate(first.shape)]
+    inner += [axis_digit(space + 1 + k, n) for k, n in enumerate(first.reduce)]
     pair = factors(first)
     assert pair is not None
     a, b = (

@@ -86,7 +86,7 @@ const float *row[{rows}];
         unrolled, rest = "a[(k + u) * step + i]", "a[k * step + i]"
     into, end = "float *c, long apart, int first", _kept(rows, vectors)
     if ending is not None:
-        name, into, end = name + ending.suffix, ending.parameters, ending.text(rows, vectors)
+        name, into, end = name + ending.suffix, ending.parameters, ending.text(rows)
     text = f"""\
 /* acc[{rows}][{vectors}*SM_W] = sum over k of a[row][k] * b[k][column]; a:
    {given}. */
