@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -50,3 +51,11 @@ def test_gelu(steps: list[Step], found: bool) -> None:
     (want,) = ReferenceEvaluator(proto).run(None, {"x": x})
     with smartmem.compile(proto, threads=1) as compiled:
         np.testing.assert_allclose(compiled(x), want, rtol=1e-6, atol=3e-7)
+
+
+def test_many_squares() -> None:
+    """x to the power of 2^40 by 40 products has 2^40 factors, which nobody lists."""
+    names = ["x", *(f"t{k}" for k in range(39)), "y"]
+    steps: list[Step] = [("Mul", [a, a], b) for a, b in pairwise(names)]
+    with smartmem.compile(model(steps), threads=1) as compiled:
+        assert (compiled(np.ones((5, 37), np.float32)) == 1).all()

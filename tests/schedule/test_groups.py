@@ -69,6 +69,12 @@ def test_groups_of_a_vector_need_no_grouped_tile() -> None:
     assert "sm_grouped_" not in "\n".join(program.sources.values())
 
 
+def test_groups_that_fill_no_whole_vector_are_no_grouped_tile() -> None:
+    """It loads whole vectors of channels: 12 of 6 groups of 4 would go beyond the last pixel's."""
+    program = build_program(grouped_convolution(4, 6), march="x86-64-v4")
+    assert "sm_grouped_" not in "\n".join(program.sources.values())
+
+
 def unequal_groups(groups: int, taken: int, given: int, side: int) -> onnx.ModelProto:
     """A convolution of groups with `taken` channels each, which lie apart in memory, to `given` each."""
     rng = np.random.default_rng([groups, taken, given])

@@ -283,10 +283,6 @@ class Emitter:
             self.writer.line(f"{lanes}[{index}] = {f'-({value} != 0)' if is_bool else value};")
         return self.name(f"sm_load_i32({lanes})" if is_bool else f"sm_load({lanes})", node.dtype, True)
 
-    def over(self, vector: str, number: str) -> str:
-        """A vector divided by one number for all lanes, of which the last bit does not matter."""
-        return f"sm_over({vector}, {number})"
-
     def _is_rounded(self, divisor: Expr) -> bool:
         """Whether a divisor comes from a sum; ``floor(i / 7)`` wants the quotient."""
         return any(access.tensor in self.context.rounded for access in loads(divisor))
@@ -297,7 +293,7 @@ class Emitter:
         kinds = [a.dtype for a in node.args]
         if vector:
             if node.op == "div" and not args[1].vector and self._is_rounded(node.args[1]):
-                return self.name(self.over(args[0].text, args[1].text), node.dtype, True)
+                return self.name(f"sm_over({args[0].text}, {args[1].text})", node.dtype, True)
             texts = [self.as_vector(a, kind) for a, kind in zip(args, kinds, strict=True)]
             return self.name(vector_alu(node, texts), node.dtype, True)
         return self.name(scalar_alu(node, [a.text for a in args]), node.dtype, False)

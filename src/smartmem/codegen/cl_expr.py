@@ -33,9 +33,6 @@ class DeviceEmitter(Emitter):
     def holds(self, guards: tuple[Guard, ...]) -> str:
         return cl_guards(guards, self.context.axes)
 
-    def over(self, vector: str, number: str) -> str:
-        return f"{vector} / sm_splat({number})"
-
     def _iota(self, node: Iota) -> Value:
         lane = self.context.lane
         kind = C_TYPES[node.dtype.name]

@@ -185,13 +185,14 @@ def loads(expr: Expr) -> list[Load]:
     return list(_loads[expr])
 
 
-def _same(node: Alu, args: Sequence[Expr]) -> Expr:
+def with_operands(node: Alu, args: Sequence[Expr]) -> Expr:
+    """The same operation on other operands."""
     return alu(node.op, *args, dtype=node.dtype)
 
 
 def rebuild(
     expr: Expr, leaf: Callable[[Load | Iota], Expr] = lambda node: node, guard: Callable[[Guard], Guard] = lambda g: g,
-    operation: Callable[[Alu, Sequence[Expr]], Expr] = _same,
+    operation: Callable[[Alu, Sequence[Expr]], Expr] = with_operands,
 ) -> Expr:  # fmt: skip
     """`expr` with every Load and Iota replaced by ``leaf(it)``, every guard by ``guard(it)`` and every Alu by
     ``operation(it, operands after replacement)``; sharing is kept."""

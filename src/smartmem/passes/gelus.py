@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
-from smartmem.kernel.expr import Alu, Const, Expr, alu, rebuild
+from smartmem.kernel.expr import Alu, Const, Expr, alu, rebuild, with_operands
 from smartmem.kernel.stage import Kernel
 from smartmem.passes.module import Module
+
+MOST = 4  # factors of a GELU: x, 1 + erf, a half or two constants that make it; of x * x * ... there are 2^n
 
 
 def gelus(module: Module) -> None:
@@ -26,9 +29,10 @@ def gelus(module: Module) -> None:
 
 
 def _operation(node: Alu, args: Sequence[Expr]) -> Expr:
-    same = alu(node.op, *args, dtype=node.dtype)
+    same = with_operands(node, args)
     if node.op == "mul" and node.dtype == np.float32:
-        return _gelu(list(_factors(same))) or same
+        factors = list(islice(_factors(same), MOST + 1))
+        return (_gelu(factors) if len(factors) <= MOST else None) or same
     return same
 
 

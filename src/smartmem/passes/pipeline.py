@@ -47,8 +47,8 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     module = instrument("lower", lambda: lower(graph, backend is None or backend.doubles))
     instrument.dump("lower", module)
     passes: list[tuple[str, Callable[[Module], None]]] = []
-    expands = level == "full" and backend is None  # loads may compute large constants that are made of little
-    if not expands:
+    tuned = level == "full" and backend is None  # for a CPU
+    if not tuned:  # else loads may compute large constants that are made of little
         passes.append(("fold_constants", fold_stages))
     if rank >= LEVELS.index("fuse"):
         passes.append(("simplify", simplify))
@@ -57,20 +57,19 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
     if rank >= LEVELS.index("layout"):
         units = backend.units if rank >= LEVELS.index("full") and backend is not None else 0
         passes.append(("split_reductions", lambda m: split_reductions(m, units)))
-    if rank >= LEVELS.index("full") and backend is None:
+    if tuned:
         passes.append(("winograd", winograd))
         passes.append(("table_products", table_products))
         passes.append(("split_products", split_for_cores))
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:
         passes.append(("split_products", lambda m: split_products(m, predict)))
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))
-    if expands:
+    if tuned:
         passes.append(("fold_constants", fold_kernels))
-    if level == "full" and backend is None:
         passes.append(("gelus", gelus))
-    choose, tuned = rank >= LEVELS.index("layout"), level == "full" and backend is None
+    choose = rank >= LEVELS.index("layout")
     passes.append(("select_layout", lambda m: select_layout(m, choose, tuned)))
-    if level == "full" and backend is None:
+    if tuned:
         passes.append(("narrow_indices", narrow_indices))
     passes.append(("prove", _prove_all))
     passes.append(("trace", trace))

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from smartmem.kernel.evaluate import LARGE
-from smartmem.kernel.expr import Alu, Const, DType, Expr, Iota, Load, alu, const, rebuild
+from smartmem.kernel.expr import Alu, Const, DType, Expr, Iota, Load, const, rebuild, with_operands
 from smartmem.kernel.stage import Stage
 from smartmem.passes.module import Module
 from smartmem.schedule.roles import factors
@@ -42,4 +42,4 @@ def _without_neutral(node: Alu, args: Sequence[Expr]) -> Expr:
     neutral = {"mul": 1.0, "add": 0.0}.get(node.op)
     rest = [a for a in args if not (isinstance(a, Const) and a.value == neutral)]
     keeps = neutral is not None and len(rest) == 1 and _is_exact(node.dtype)
-    return rest[0] if keeps else alu(node.op, *args, dtype=node.dtype)
+    return rest[0] if keeps else with_operands(node, args)

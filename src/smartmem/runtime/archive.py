@@ -29,7 +29,6 @@ from smartmem.errors import ModelError, RuntimeFailure
 from smartmem.runtime import tensorfile
 from smartmem.runtime.arrays import ALIGNMENT, Array, ask_for_huge_pages
 from smartmem.runtime.cache import Cache, replacing
-from smartmem.runtime.chunks import ChunkedFile
 from smartmem.runtime.remember import remembered
 
 if TYPE_CHECKING:
@@ -88,6 +87,7 @@ def write(path: Path, manifest: dict[str, Any], parts: Mapping[str, Part]) -> No
     """
     import zipfile
 
+    from smartmem.runtime.chunks import ChunkedFile
     from smartmem.version import __version__
 
     sums = {name: _sha256(part) for name, part in parts.items()}

@@ -39,8 +39,8 @@ def ask_for_huge_pages(memory: mmap.mmap) -> None:
 def working_memory(sizes: Sequence[int]) -> list[Array]:
     """Uninitialized bytes, so many in each array, for the life of a model.
 
-    Those of large models lie side by side in huge pages, if the system has them: kernels then find what they read in
-    memory (its page tables) with fewer steps, wherever the allocator would have put it.
+    Those of large models lie side by side in huge pages, if the system has them, whose addresses the processor finds in
+    fewer steps.
     """
     places = list(accumulate((-(-size // PAGE) * PAGE for size in sizes), initial=0))
     if places[-1] < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):

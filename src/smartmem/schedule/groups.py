@@ -50,7 +50,7 @@ def side_by_side(
     rows = kernel.rows
     assert rows is not None
     count, size = _entries_of_a_vector(kernel, batch, target, constants), math.prod(kernel.stages[0].shape[rows:])
-    if count < 2 or target.lanes % size:
+    if count < 2 or count * size != target.lanes:  # the tile loads whole vectors of A
         return None
     moved = _joined(kernel, rows, count)
     flat = flatten(moved.stages[0], 1, rows, contraction=True)

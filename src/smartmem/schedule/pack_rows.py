@@ -122,8 +122,7 @@ def pack_across(e: RowEmitter, stage: Stage) -> None:
     p, w = e.pipeline, e.writer
     flat, place = p.flats[stage.name], p.places[stage.name]
 
-    def vectors(context: Context, count: str) -> None:
-        del count
+    def vectors(context: Context, _count: str) -> None:
         w.line(f"const long across = {ROWS_ACROSS};")
         with w.loop("n", flat.columns):
             emitter = Emitter(w, context)
