@@ -39,43 +39,85 @@ if TYPE_CHECKING:
 K_BLOCK = 768  # steps of k that A's tile and B's panel share L1 and L2 for
 
 
+@dataclass(frozen=True)
+class _Product:
+    """A contraction while it is written: what its loops share.
+
+    Attributes:
+        stage, epilogue: the contraction, and what follows in the same rows.
+        flat, walk: the contraction with flat rows and columns, and how its tiles go through operand A.
+        width: columns of a panel.
+        blocks: of the reduction.
+        step: how far rows of A move from one segment to the next where all use one table of pointers, else None.
+        across: where operand A lies if its rows lie side by side, packed so, else None.
+        direct: where tiles store a contraction that stays in scratch as it is; None where a loop over its elements or
+            `finish` does.
+        finish: the epilogue in the registers of the tiles, else None.
+    """
+
+    emitter: RowEmitter
+    stage: Stage
+    epilogue: list[Stage]
+    flat: Flat
+    walk: Walk
+    width: int
+    blocks: KBlocks
+    step: int | None
+    across: Place | None
+    direct: Place | None
+    finish: Finish | None
+
+    @property
+    def vectors(self) -> int:
+        return self.width // self.emitter.pipeline.target.lanes
+
+
+def _product(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> _Product:
+    p = e.pipeline
+    flat, walk = p.flats[stage.name], walk_of(p, stage)
+    width = tile_columns(p.target, flat.columns)
+    blocks = _k_blocks(walk) if p.target.tuned else KBlocks(1, walk.count, 1, walk.run)
+    first = p.places.get(walk.branches[0].tensor)
+    across = first if first is not None and first.kind == "across" else None
+    direct = p.places.get(stage.name)
+    if epilogue or direct is None or direct.kind != "block" or direct.first or p.group_size:
+        direct = None
+    finish = finish_of(e, stage, epilogue, width) if direct is None else None
+    return _Product(e, stage, epilogue, flat, walk, width, blocks, _even_step(p, walk), across, direct, finish)
+
+
 def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None:
     """Row pointers, then panels x blocks of k x row tiles; the epilogue follows each tile's last block."""
-    p, w = e.pipeline, e.writer
-    flat, walk = p.flats[stage.name], walk_of(p, stage)
-    width, tiling, columns = tile_columns(p.target, flat.columns), p.tiling, flat.columns
-    across = _across(p, walk)
+    p, w, product = e.pipeline, e.writer, _product(e, stage, epilogue)
+    tiling, width, columns = p.tiling, product.width, product.flat.columns
     with w.block(""), ExitStack() as opened:
-        if across is not None:
-            w.line(f"const float *const a = s + {across.offset};")
+        if product.across is not None:
+            w.line(f"const float *const a = s + {product.across.offset};")
         else:
-            row_pointers(e, stage, flat, walk, tiling.block)
+            row_pointers(e, stage, product.flat, product.walk, tiling.block)
         if p.shared_step is not None:
             opened.enter_context(w.loop("b", "b1", "b0"))
-        source, stride, streamed = b_pointer(e, stage, flat, walk, width)
-        held = held_of(p, stage, walk)
+        source, stride, streamed = b_pointer(e, stage, product.flat, product.walk, width)
+        held = held_of(p, stage, product.walk)
         start, end = held.column, held.columns_end or str(columns)
         if (epilogue or [stage])[-1] is p.stages[-1] and e.task.column_chunks > 1:
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
-        blocks = _k_blocks(walk) if p.target.tuned else KBlocks(1, walk.count, 1, walk.run)
-        prefetch = -(-4 * (width // p.target.lanes) // tiling.group) if streamed and p.target.tuned else 0
-        direct = _place_of_tiles(p, stage, epilogue)
-        finish = finish_of(e, stage, epilogue, width) if direct is None else None
-        for number, place in enumerate(finish.tables if finish is not None else ()):
+        prefetch = -(-4 * product.vectors // tiling.group) if streamed and p.target.tuned else 0
+        for number, place in enumerate(product.finish.tables if product.finish is not None else ()):
             w.line(f"long *const rows{number} = (long *)(s + {p.reserve(2 * tiling.block)});")
             with w.loop("r", "rows"):
                 w.line("const long m = m0 + r;")
                 w.line(f"rows{number}[r] = {place};")
-        if direct is None and (finish is None or blocks.count > 1):
-            kept = tiling.block if blocks.count > 1 else tiling.rows
+        if product.direct is None and (product.finish is None or product.blocks.count > 1):
+            kept = tiling.block if product.blocks.count > 1 else tiling.rows
             w.line(f"float *const c = s + {p.reserve(kept * width)};")
         with w.loop("n0", end, start, width):
             w.line(f"const float *const bp = {source};")
-            if blocks.count == 1:
-                _tile_loop(e, stage, epilogue, finish, flat, walk, blocks, stride, prefetch, width)
+            if product.blocks.count == 1:
+                _tile_loop(product, stride, prefetch)
             else:
-                with w.loop("kb", blocks.count):
-                    _tile_loop(e, stage, epilogue, finish, flat, walk, blocks, stride, prefetch, width)
+                with w.loop("kb", product.blocks.count):
+                    _tile_loop(product, stride, prefetch)
 
 
 @dataclass(frozen=True)
@@ -99,70 +141,75 @@ def _k_blocks(walk: Walk) -> KBlocks:
     return KBlocks(-(-walk.count // segments), segments, 1, walk.run)
 
 
-def _tile_loop(
-    e: RowEmitter, stage: Stage, epilogue: list[Stage], finish: Finish | None, flat: Flat, walk: Walk,
-    blocks: KBlocks, stride: int, prefetch: int, width: int,
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class _Block:
+    """C expressions of the block of k that tiles are at.
+
+    Attributes:
+        at: its first segment.
+        b: where its first step of B lies.
+        stride: between steps of B.
+        segments: how many it has, each from step `first_k` to `last_k`.
+        first: whether its sums are the tile's first.
+        final: the test for the last block, "" where there is but one.
+    """
+
+    at: str
+    b: str
+    stride: int
+    segments: str
+    first_k: str = "0"
+    last_k: str = "0"
+    first: str = "1"
+    final: str = ""
+
+    @property
+    def behind(self) -> str:
+        """Where B goes on after this block."""
+        return f"{self.b} + ({self.segments}) * ({self.last_k} - {self.first_k}) * {self.stride}"
+
+
+def _block(w: Writer, walk: Walk, blocks: KBlocks, stride: int) -> _Block:
+    """Block kb of the reduction, its bounds written as C variables."""
+    whole = _Block("0", "bp", stride, str(walk.count), last_k=str(walk.run))
+    if blocks.count == 1:
+        return whole
+    whole = replace(whole, first="kb == 0", final=f"if (kb == {blocks.count - 1})")
+    if blocks.parts == 1:
+        w.line(f"const long q_from = kb * {blocks.segments};")
+        rest = f"{walk.count} - q_from"
+        w.line(f"const long taps = {rest} < {blocks.segments} ? {rest} : {blocks.segments};")
+        return replace(whole, segments="taps", at="q_from", b=f"bp + q_from * {walk.run * stride}")
+    at = "0" if walk.count == 1 else f"kb / {blocks.parts}"
+    part = "kb" if walk.count == 1 else f"kb % {blocks.parts}"
+    w.line(f"const long k_from = {part} * {blocks.length};")
+    w.line(f"const long k_to = k_from + {blocks.length} < {walk.run} ? k_from + {blocks.length} : {walk.run};")
+    b = f"bp + ({at} * {walk.run} + k_from) * {stride}" if walk.count > 1 else f"bp + k_from * {stride}"
+    return replace(whole, at=at, b=b, segments="1", first_k="k_from", last_k="k_to")
+
+
+def _tile_loop(product: _Product, stride: int, prefetch: int) -> None:
     """All row tiles of the block with one panel and one block of k."""
-    p, w = e.pipeline, e.writer
-    tiling, table = p.tiling, p.tiling.block
-    vectors = width // p.target.lanes
-    step, across = _even_step(p, walk), _across(p, walk)
-    at, b, segments, first_k, last_k, first, final = "0", "bp", str(walk.count), "0", str(walk.run), "1", ""
-    if blocks.count > 1:
-        first, final = "kb == 0", f"if (kb == {blocks.count - 1})"
-        if blocks.parts > 1:
-            at = "0" if walk.count == 1 else f"kb / {blocks.parts}"
-            part = "kb" if walk.count == 1 else f"kb % {blocks.parts}"
-            w.line(f"const long k_from = {part} * {blocks.length};")
-            w.line(f"const long k_to = k_from + {blocks.length} < {walk.run} ? k_from + {blocks.length} : {walk.run};")
-            first_k, last_k, segments = "k_from", "k_to", "1"
-            b = f"bp + ({at} * {walk.run} + k_from) * {stride}" if walk.count > 1 else f"bp + k_from * {stride}"
-        else:
-            w.line(f"const long q_from = kb * {blocks.segments};")
-            rest = f"{walk.count} - q_from"
-            w.line(f"const long taps = {rest} < {blocks.segments} ? {rest} : {blocks.segments};")
-            segments, at, b = "taps", "q_from", f"bp + q_from * {walk.run * stride}"
-    direct = _place_of_tiles(p, stage, epilogue)
+    e, blocks, finish, direct = product.emitter, product.blocks, product.finish, product.direct
+    p, w, width = e.pipeline, e.writer, product.width
+    tiling, columns = p.tiling, product.flat.columns
+    block = _block(w, product.walk, blocks, stride)
     with w.loop("q", "h", "g"):
         w.line(f"const long i = {tiling.start('q')} - m0;")
         if direct is not None:
-            held, apart = f"s + {direct.offset} + i * {direct.width} + n0", direct.width
+            held = f"s + {direct.offset} + i * {direct.width} + n0"
         else:
-            held, apart = f"c + i * {width}" if blocks.count > 1 else "c", width
-        ahead = f"(q - g) * {-(-blocks.length * blocks.segments // 4) * prefetch * 16}"
-        ahead = f"{b} + ({segments}) * ({last_k} - {first_k}) * {stride} + {ahead}" if prefetch else "bp"
-        if finish is None or final:
+            held = f"c + i * {width}" if blocks.count > 1 else "c"
+        if finish is None or block.final:
             w.line(f"float *const cq = {held};")
-
-        def call(ending: Ending | None, rows: int) -> str:
-            moved = [f"b * {p.shared_step}"] if p.shared_step is not None else []
-            a = "a + i"
-            if at != "0" and step is not None:
-                moved.append(f"{at} * {step}")
-            elif at != "0":
-                a = f"a + {at} * {table} + i"
-            table_of = f"{a}, {segments}, {table if step is None else step}, {' + '.join(moved) or '0'}"
-            kind = "tile" if step is None else "even"
-            if across is not None:
-                kind, table_of = "across", f"a + i, {ROWS_ACROSS}"
-            if p.group_size:
-                name, text = grouped_tile_function(rows, p.group_size, p.target.lanes)
-                arguments = f"{table_of}, {b}, cq"
-            else:
-                name, text = tile_function(rows, ending.vectors if ending else vectors, prefetch, kind, ending)
-                into = f"cq, {apart}, {first}" if ending is None else ending.arguments(f"{flat.columns} - n0")
-                arguments = f"{table_of}, {first_k}, {last_k}, {b}, {stride}, {ahead}, {into}"
-            p.support[name] = text
-            return f"{name}({arguments});"
-
+        call = partial(_tile_call, product, block, prefetch)
         if finish is not None:
             with ExitStack() as last_block:
-                if final:
-                    last_block.enter_context(w.block(final))
-                whole = Ending(finish, vectors, vectors if blocks.count > 1 else 0)
-                _finishing_tiles(w, tiling, whole, flat.columns, p.target.lanes, call)
-            if final:
+                if block.final:
+                    last_block.enter_context(w.block(block.final))
+                whole = Ending(finish, product.vectors, product.vectors if blocks.count > 1 else 0)
+                _finishing_tiles(w, tiling, whole, columns, p.target.lanes, call)
+            if block.final:
                 with w.block("else"):
                     call_tile(w, tiling, partial(call, None))
             return
@@ -170,10 +217,42 @@ def _tile_loop(
         if direct is not None:
             return
         w.line(f"const long height = {tiling.rows_of('q')};")
-        with w.block(final), w.loop("y", "height"):
+        with w.block(block.final), w.loop("y", "height"):
             w.line("const long r = i + y, m = m0 + r;")
             w.line("(void)m;")
-            epilogue_row(e, stage, epilogue, flat, flat.columns, width)
+            epilogue_row(e, product.stage, product.epilogue, product.flat, columns, width)
+
+
+def _tile_call(product: _Product, block: _Block, prefetch: int, ending: Ending | None, rows: int) -> str:
+    """The call of a tile of so many rows, with its epilogue in registers if `ending` says so."""
+    p, step, table = product.emitter.pipeline, product.step, product.emitter.pipeline.tiling.block
+    moved = [f"b * {p.shared_step}"] if p.shared_step is not None else []
+    a = "a + i"
+    if block.at != "0" and step is not None:
+        moved.append(f"{block.at} * {step}")
+    elif block.at != "0":
+        a = f"a + {block.at} * {table} + i"
+    kind = "tile" if step is None else "even"
+    table_of = f"{a}, {block.segments}, {table if step is None else step}, {' + '.join(moved) or '0'}"
+    if product.across is not None:
+        kind, table_of = "across", f"a + i, {ROWS_ACROSS}"
+    if p.group_size:
+        name, text = grouped_tile_function(rows, p.group_size, p.target.lanes)
+        arguments = f"{table_of}, {block.b}, cq"
+    else:
+        vectors = ending.vectors if ending is not None else product.vectors
+        name, text = tile_function(rows, vectors, prefetch, kind, ending)
+        # Each row tile of the block asks for its part of what comes after the block.
+        part = -(-product.blocks.length * product.blocks.segments // 4) * prefetch * 16
+        ahead = f"{block.behind} + (q - g) * {part}" if prefetch else "bp"
+        if ending is not None:
+            into = ending.arguments(f"{product.flat.columns} - n0")
+        else:
+            into = f"cq, {product.width if product.direct is None else product.direct.width}, {block.first}"
+        steps = f"{block.first_k}, {block.last_k}, {block.b}, {block.stride}"
+        arguments = f"{table_of}, {steps}, {ahead}, {into}"
+    p.support[name] = text
+    return f"{name}({arguments});"
 
 
 def _finishing_tiles(
@@ -203,20 +282,6 @@ def call_tile(w: Writer, tiling: Tiling, call: Callable[[int], str]) -> None:
 def _even_step(pipeline: Pipeline, walk: Walk) -> int | None:
     """How far rows of A move from one segment to the next where all segments use one table of pointers, else None."""
     return None if pipeline.group_size else even_step(walk)
-
-
-def _across(pipeline: Pipeline, walk: Walk) -> Place | None:
-    """Where operand A lies if its rows lie side by side, packed so, else None."""
-    place = pipeline.places.get(walk.branches[0].tensor)
-    return place if place is not None and place.kind == "across" else None
-
-
-def _place_of_tiles(pipeline: Pipeline, stage: Stage, epilogue: list[Stage]) -> Place | None:
-    """Where tiles store a contraction that stays in scratch as it is; None where a loop over its elements does."""
-    place = pipeline.places.get(stage.name)
-    if epilogue or place is None or place.kind != "block" or place.first or pipeline.group_size:
-        return None
-    return place
 
 
 def row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int) -> None:
