@@ -5,9 +5,9 @@
  * Accuracy, largest error over float32 (tests/runtime/test_simd_math.py measures it):
  *   exp 1.2 ulp, log 1 ulp, tanh 3 ulp, sigmoid 2.5 ulp (exp and sigmoid give 0 for results below 2^-126), exp_below
  *   1.5 * 2^-23 (1 - x) of the result,
- *   erf 6 ulp and 3.6e-7 absolute (AVX-512: 2.3 ulp, 7e-8), gelu of positive numbers 3.5 ulp (2 ulp), of all 3e-7 |x|
- *   (9e-8 |x|); sqrt, abs and the roundings as IEEE operations, rsqrt as
- *   1 / sqrt; all others are libm's, lane by lane.
+ *   erf 6 ulp and 3.6e-7 absolute (AVX-512: 2.3 ulp, 7e-8), gelu of positive numbers 3.5 ulp (1.7 ulp), of all 3e-7 |x|
+ *   (8e-8 |x|; of negative ones down to -3 3 ulp; of -infinity 0, its limit, where the formula has NaN); sqrt, abs and
+ *   the roundings as IEEE operations, rsqrt as 1 / sqrt; all others are libm's, lane by lane.
  */
 #ifndef SM_SIMD_MATH_H
 #define SM_SIMD_MATH_H
@@ -161,10 +161,9 @@ static const float sm_erf_table[5][32] __attribute__((aligned(64))) = {
 };
 
 /* sum of c[k][i] r^k, where `at` has i in its low bits. */
-SM_INLINE f32v sm_erf_sum(f32v at, f32v r) {
-#define SM_ENTRY(k)                                                                                                  \
-    (f32v) _mm512_permutex2var_ps(_mm512_load_ps(sm_erf_table[k]), (__m512i)sm_bits(at),                             \
-                                  _mm512_load_ps(sm_erf_table[k] + 16))
+SM_INLINE f32v sm_table_sum(const float (*c)[32], f32v at, f32v r) {
+#define SM_ENTRY(k) \
+    (f32v) _mm512_permutex2var_ps(_mm512_load_ps(c[k]), (__m512i)sm_bits(at), _mm512_load_ps(c[k] + 16))
     f32v p = SM_ENTRY(4);
     p = sm_fma(p, r, SM_ENTRY(3));
     p = sm_fma(p, r, SM_ENTRY(2));
@@ -173,23 +172,59 @@ SM_INLINE f32v sm_erf_sum(f32v at, f32v r) {
 #undef SM_ENTRY
 }
 
-static const float sm_erf_shift = 0x1.8p20f; /* adding and taking it away rounds to eighths; they are its low bits */
-
 SM_INLINE f32v sm_erfv(f32v x) {
-    const f32v shift = sm_splat(sm_erf_shift);
+    const f32v shift = sm_splat(0x1.8p20f); /* adding and taking it away rounds to eighths; they are its low bits */
     f32v y = sm_min(sm_splat(3.9374f), sm_absv(x));
     f32v at = y + shift;
-    f32v p = sm_erf_sum(at, y - (at - shift));
+    f32v p = sm_table_sum(sm_erf_table, at, y - (at - shift));
     return sm_from_bits(sm_bits(p) | (sm_bits(x) & sm_splat_i((int)0x80000000u)));
 }
 
-/* x / 2 + |x / 2| erf(|x / 2| sqrt(2)) */
+/* max(0, x) - q(|x|), q(y) = y / 2 erfc(y / sqrt(2)) = sum of c[k][i] r^k, i = round(y / s), r = y - i s: minimax for
+ * the error relative to q. from the last interval on q is less than a quarter of x's ulp, and 0. */
+static const float sm_gelu_table[5][32] __attribute__((aligned(64))) = {
+    {0, 0x1.3b85bep-4f, 0x1.08b53p-3f, 0x1.4598p-3f, 0x1.5b9beep-3f, 0x1.536fa8p-3f, 0x1.36331ep-3f,
+     0x1.0c7ef6p-3f, 0x1.bb4bbp-4f, 0x1.5e88ecp-4f, 0x1.0a44a4p-4f, 0x1.855878p-5f, 0x1.125bccp-5f,
+     0x1.750bf8p-6f, 0x1.e9bc1ep-7f, 0x1.368b78p-7f, 0x1.7ca05p-8f, 0x1.c305d8p-9f, 0x1.02689cp-9f,
+     0x1.1e6698p-10f, 0x1.3312cap-11f, 0x1.3e8b44p-12f, 0x1.3fbeb4p-13f, 0x1.36966ap-14f, 0x1.23f926p-15f,
+     0x1.09a60ep-16f, 0x1.d3e028p-18f, 0x1.8ed06ep-19f, 0x1.490f32p-20f, 0x1.06d16ep-21f, 0x1.9666c6p-23f, 0},
+    {0x1p-1f, 0x1.6ec212p-2f, 0x1.cd519ep-3f, 0x1.be423p-4f, 0x1.e10f8ap-7f, -0x1.c1e8acp-5f, -0x1.99c902p-4f,
+     -0x1.f8e8bep-4f, -0x1.07c4dep-3f, -0x1.f1f2d8p-4f, -0x1.b42a2ep-4f, -0x1.6778fep-4f, -0x1.1904a4p-4f,
+     -0x1.a2e464p-5f, -0x1.2aac88p-5f, -0x1.986fe2p-6f, -0x1.0c4784p-6f, -0x1.53031ap-7f, -0x1.9c7e9ep-8f,
+     -0x1.e3a944p-9f, -0x1.116b66p-9f, -0x1.2a3d8ap-10f, -0x1.39fb94p-11f, -0x1.3f2766p-12f, -0x1.39501p-13f,
+     -0x1.2921a4p-14f, -0x1.1045fp-15f, -0x1.e23bd4p-17f, -0x1.9cc724p-18f, -0x1.55908p-19f, -0x1.114332p-20f,
+     0},
+    {-0x1.98846cp-2f, -0x1.8b7c96p-2f, -0x1.663daep-2f, -0x1.2df1bcp-2f, -0x1.d40c0ep-3f, -0x1.4576acp-3f,
+     -0x1.7ebc66p-4f, -0x1.359a6ap-5f, 0x1.34e7dcp-8f, 0x1.0febeap-5f, 0x1.8f976p-5f, 0x1.b9cb54p-5f,
+     0x1.a774ccp-5f, 0x1.7100bcp-5f, 0x1.2ad0e2p-5f, 0x1.c7283p-6f, 0x1.486712p-6f, 0x1.c31a64p-7f,
+     0x1.27e704p-7f, 0x1.73a4ccp-8f, 0x1.bfac5ep-9f, 0x1.02f43cp-9f, 0x1.2008dcp-10f, 0x1.344d84p-11f,
+     0x1.3dc8ap-12f, 0x1.3b9eaap-13f, 0x1.2e3296p-14f, 0x1.170ee4p-15f, 0x1.f13c38p-17f, 0x1.ab87e8p-18f,
+     0x1.62dc92p-19f, 0},
+    {0x1.2ba1d8p-16f, 0x1.7d432ep-5f, 0x1.62652cp-4f, 0x1.d5fbap-4f, 0x1.06d832p-3f, 0x1.047ecp-3f,
+     0x1.d16956p-4f, 0x1.7745ap-4f, 0x1.0d6b2cp-4f, 0x1.4a5acap-5f, 0x1.2dd654p-6f, 0x1.df21c8p-10f,
+     -0x1.27c0bcp-7f, -0x1.e24398p-7f, -0x1.0ce842p-6f, -0x1.fa73d4p-7f, -0x1.ac4976p-7f, -0x1.4e173ap-7f,
+     -0x1.e7af14p-8f, -0x1.4fe408p-8f, -0x1.b70c92p-9f, -0x1.1154cap-9f, -0x1.4514c8p-10f, -0x1.72146p-11f,
+     -0x1.93ec06p-12f, -0x1.a7348ep-13f, -0x1.aa171p-14f, -0x1.9c95dcp-15f, -0x1.807f2p-16f, -0x1.590f24p-17f,
+     -0x1.2a5b38p-18f, 0},
+    {0x1.0f63f6p-4f, 0x1.fa7e0ep-5f, 0x1.8dbd7p-5f, 0x1.e371bp-6f, 0x1.12d92p-7f, -0x1.69efbap-7f,
+     -0x1.a74946p-6f, -0x1.19a58p-5f, -0x1.2b892p-5f, -0x1.125446p-5f, -0x1.b9e8cp-6f, -0x1.37264ep-6f,
+     -0x1.6f9f08p-7f, -0x1.38ccaap-8f, -0x1.55abe8p-13f, 0x1.5572eep-9f, 0x1.f84dfap-9f, 0x1.07523cp-8f,
+     0x1.d303c2p-9f, 0x1.743356p-9f, 0x1.117634p-9f, 0x1.77934p-10f, 0x1.e62acep-11f, 0x1.2a3774p-11f,
+     0x1.5c134ap-12f, 0x1.839eep-13f, 0x1.9cb9e8p-14f, 0x1.a4e262p-15f, 0x1.9b9c4p-16f, 0x1.827526p-17f,
+     0x1.5ca7ecp-18f, 0},
+};
+
 SM_INLINE f32v sm_geluv(f32v x) {
-    const f32v shift = sm_splat(sm_erf_shift), root = sm_splat(0x1.6a09e6p+0f);
-    f32v half = x * sm_splat(0.5f), size = sm_absv(half);
-    f32v y = sm_min(sm_splat(2.7841f), size);
-    f32v at = sm_fma(y, root, shift);
-    return sm_fma(size, sm_erf_sum(at, y * root - (at - shift)), half);
+    const float step = 0x1.7p-3f;
+    const f32v shift = sm_splat(0x1.8p23f); /* adding and taking it away rounds; its low bits are the number */
+#if defined(__AVX512DQ__)
+    f32v y = (f32v)_mm512_range_ps((__m512)x, (__m512)sm_splat(31 * step), 10); /* the smaller size, positive */
+#else
+    f32v y = sm_min(sm_splat(31 * step), sm_absv(x));
+#endif
+    f32v at = sm_fma(y, sm_splat(1 / step), shift);
+    f32v q = sm_table_sum(sm_gelu_table, at, sm_fma(at - shift, sm_splat(-step), y));
+    return (f32v)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - q; /* the maximum with NaN is NaN */
 }
 #else
 /* erf(x) = x p(x^2) / q(x^2): minimax up to 3.92 with coefficients searched for small rounding errors.  Past the bound
