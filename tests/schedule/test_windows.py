@@ -105,6 +105,23 @@ def test_columns_at_the_border_run_one_by_one(columns: int) -> None:
     assert "enum { at" not in text and "step = " in text
 
 
+@pytest.mark.parametrize("columns", [8, 11, 14, 30])
+def test_gelu_of_columns_that_run_together(columns: int) -> None:
+    """It takes the values of a group side by side, and those of single columns one by one."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "w"], ["b"], group=32, pads=[1] * 4),
+        helper.make_node("Add", ["b", "t"], ["d"]),
+        helper.make_node("Gelu", ["d"], ["e"]),
+        helper.make_node("Transpose", ["e"], ["y"], perm=[0, 2, 3, 1]),
+    ]
+    proto = model(nodes, (1, 9, columns, 32), [weight("w", 32, 1, 3, 3)])
+    proto.opset_import[0].version = 20
+    text = "".join(build_program(proto).sources.values())
+    assert "sm_gelu_each(kept" in text
+    agrees(proto, "full")
+
+
 @pytest.mark.parametrize("rows", [49, 50, 13])
 def test_tasks_share_the_only_outer_loop(rows: int) -> None:
     """Of TopK the lane and the rows are all loops there are: tasks have some groups of rows each."""

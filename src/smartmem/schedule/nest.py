@@ -36,6 +36,7 @@ from smartmem.codegen.c_index import Axes, along, c_lin, has_division
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of
 from smartmem.kernel.expr import (
+    Alu,
     Choose,
     DType,
     Expr,
@@ -52,6 +53,7 @@ from smartmem.schedule.lane_weights import lane_weights
 from smartmem.schedule.loops import UNROLLED, Jam, Nest, build, choose_lane, find_jam, rounded
 from smartmem.schedule.nest_tasks import Tasks
 
+EACH = frozenset(("gelu",))  # functions that several vectors take together (`sm_<name>_each`)
 LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
 
 
@@ -230,10 +232,27 @@ def _jammed(
                 text = emitter.as_vector(emitter.value(value), inner.dtype)
                 writer.line(f"{total} = {combined(stage.combine, total, text, True, stage.dtype)};")
     kept = writer.fresh("kept")
-    writer.line(f"const f32v {kept}[{jam.width}] = {{{', '.join(totals)}}};")
+    known = {stage.name: Value(f"{kept}[u]", True)}
+    each = _each(kernel, nest)
+    writer.line(f"{'const ' if each is None else ''}f32v {kept}[{jam.width}] = {{{', '.join(totals)}}};")
+    if each is not None:
+        argument = replace(nest, bodies=[*nest.bodies[:-1], each.args[0]])
+        with writer.loop("u", jam.width):
+            writer.line(f"const long {name} = at + u;")
+            emitter, operand = _value(kernel, argument, context, writer, known)
+            writer.line(f"{kept}[u] = {emitter.as_vector(operand, each.dtype)};")
+        writer.line(f"sm_{each.op}_each({kept}, {jam.width});")
+        known[kernel.output.name] = known[stage.name]
     with writer.loop("u", jam.width):
         writer.line(f"const long {name} = at + u;")
-        _body(kernel, nest, context, writer, pointers, {stage.name: Value(f"{kept}[u]", True)})
+        _body(kernel, nest, context, writer, pointers, known)
+
+
+def _each(kernel: Kernel, nest: Nest) -> Alu | None:
+    """The last operation, if iterations that run together take it together, too."""
+    last = nest.bodies[-1]
+    fits = kernel.stages[-1] is kernel.output and not kernel.output.reduce
+    return last if fits and isinstance(last, Alu) and last.op in EACH and last.dtype == np.float32 else None
 
 
 def _body(
@@ -241,11 +260,21 @@ def _body(
     known: Mapping[str, Value] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """All stages at one coordinate (or one chunk of lanes) but those whose values are `known`, then the store."""
+    emitter, value = _value(kernel, nest, context, writer, known)
+    _store(kernel, nest, context, writer, emitter, value, pointers[kernel.tensor])
+
+
+def _value(
+    kernel: Kernel, nest: Nest, context: Context, writer: Writer, known: Mapping[str, Value]
+) -> tuple[Emitter, Value]:
+    """The output at one coordinate, after all stages before it whose values are not `known`."""
     values: dict[str, Value] = dict(known)
     local = {name: (lambda _, __, name=name: values[name]) for name in kernel.local()}
     context = replace(context, local=local)
     emitter = Emitter(writer, context)
     for stage, body, reduces in zip(kernel.stages, nest.bodies, nest.reduces, strict=True):
+        if kernel.output.name in values:
+            break
         if stage.name in known:
             continue
         if not stage.reduce:
@@ -255,7 +284,7 @@ def _body(
             values[stage.name] = _arg_reduction(stage.combine, body, reduces, nest, context, writer)
         else:
             values[stage.name] = _reduction(stage.combine, body, stage.dtype, reduces, nest, context, writer)
-    _store(kernel, nest, context, writer, emitter, values[kernel.output.name], pointers[kernel.tensor])
+    return emitter, values[kernel.output.name]
 
 
 def _reduction(

@@ -160,23 +160,20 @@ static const float sm_erf_table[5][32] __attribute__((aligned(64))) = {
      -0x1.791b6ap-9f, 0},
 };
 
-/* sum of c[k][i] r^k, where `at` has i in its low bits. */
-SM_INLINE f32v sm_table_sum(const float (*c)[32], f32v at, f32v r) {
-#define SM_ENTRY(k) \
-    (f32v) _mm512_permutex2var_ps(_mm512_load_ps(c[k]), (__m512i)sm_bits(at), _mm512_load_ps(c[k] + 16))
-    f32v p = SM_ENTRY(4);
-    p = sm_fma(p, r, SM_ENTRY(3));
-    p = sm_fma(p, r, SM_ENTRY(2));
-    p = sm_fma(p, r, SM_ENTRY(1));
-    return sm_fma(p, r, SM_ENTRY(0));
-#undef SM_ENTRY
+/* c[i], where `at` has i in its low bits. */
+SM_INLINE f32v sm_table_entry(const float *c, f32v at) {
+    return (f32v)_mm512_permutex2var_ps(_mm512_load_ps(c), (__m512i)sm_bits(at), _mm512_load_ps(c + 16));
 }
 
 SM_INLINE f32v sm_erfv(f32v x) {
     const f32v shift = sm_splat(0x1.8p20f); /* adding and taking it away rounds to eighths; they are its low bits */
     f32v y = sm_min(sm_splat(3.9374f), sm_absv(x));
     f32v at = y + shift;
-    f32v p = sm_table_sum(sm_erf_table, at, y - (at - shift));
+    f32v r = y - (at - shift), p = sm_table_entry(sm_erf_table[4], at);
+    p = sm_fma(p, r, sm_table_entry(sm_erf_table[3], at));
+    p = sm_fma(p, r, sm_table_entry(sm_erf_table[2], at));
+    p = sm_fma(p, r, sm_table_entry(sm_erf_table[1], at));
+    p = sm_fma(p, r, sm_table_entry(sm_erf_table[0], at));
     return sm_from_bits(sm_bits(p) | (sm_bits(x) & sm_splat_i((int)0x80000000u)));
 }
 
@@ -214,17 +211,39 @@ static const float sm_gelu_table[5][32] __attribute__((aligned(64))) = {
      0x1.5ca7ecp-18f, 0},
 };
 
-SM_INLINE f32v sm_geluv(f32v x) {
+enum { SM_TOGETHER = 2 };
+
+/* Of `count` vectors, one step of all after the other: the processor has few places for instructions that wait. */
+SM_INLINE void sm_gelu_together(f32v *x, const int count) {
     const float step = 0x1.7p-3f;
     const f32v shift = sm_splat(0x1.8p23f); /* adding and taking it away rounds; its low bits are the number */
+    f32v y[SM_TOGETHER], at[SM_TOGETHER], q[SM_TOGETHER];
+#define SM_ALL _Pragma("GCC unroll 4") for (int k = 0; k < count; ++k)
 #if defined(__AVX512DQ__)
-    f32v y = (f32v)_mm512_range_ps((__m512)x, (__m512)sm_splat(31 * step), 10); /* the smaller size, positive */
+    SM_ALL y[k] = (f32v)_mm512_range_ps((__m512)x[k], (__m512)sm_splat(31 * step), 10); /* the smaller size, positive */
 #else
-    f32v y = sm_min(sm_splat(31 * step), sm_absv(x));
+    SM_ALL y[k] = sm_min(sm_splat(31 * step), sm_absv(x[k]));
 #endif
-    f32v at = sm_fma(y, sm_splat(1 / step), shift);
-    f32v q = sm_table_sum(sm_gelu_table, at, sm_fma(at - shift, sm_splat(-step), y));
-    return (f32v)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x) - q; /* the maximum with NaN is NaN */
+    SM_ALL at[k] = sm_fma(y[k], sm_splat(1 / step), shift);
+    SM_ALL y[k] = sm_fma(at[k] - shift, sm_splat(-step), y[k]);
+    SM_ALL q[k] = sm_table_entry(sm_gelu_table[4], at[k]);
+    SM_ALL q[k] = sm_fma(q[k], y[k], sm_table_entry(sm_gelu_table[3], at[k]));
+    SM_ALL q[k] = sm_fma(q[k], y[k], sm_table_entry(sm_gelu_table[2], at[k]));
+    SM_ALL q[k] = sm_fma(q[k], y[k], sm_table_entry(sm_gelu_table[1], at[k]));
+    SM_ALL q[k] = sm_fma(q[k], y[k], sm_table_entry(sm_gelu_table[0], at[k]));
+    SM_ALL x[k] = (f32v)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x[k]) - q[k]; /* the maximum with NaN is NaN */
+#undef SM_ALL
+}
+
+SM_INLINE f32v sm_geluv(f32v x) {
+    sm_gelu_together(&x, 1);
+    return x;
+}
+
+SM_INLINE void sm_gelu_each(f32v *x, long count) {
+#pragma GCC unroll 16
+    for (long k = 0; k < count; k += SM_TOGETHER)
+        sm_gelu_together(x + k, k + SM_TOGETHER <= count ? SM_TOGETHER : (int)(count - k));
 }
 #else
 /* erf(x) = x p(x^2) / q(x^2): minimax up to 3.92 with coefficients searched for small rounding errors.  Past the bound
@@ -248,6 +267,10 @@ SM_INLINE f32v sm_erfv(f32v x) {
 
 SM_INLINE f32v sm_geluv(f32v x) {
     return x * sm_splat(0.5f) * (sm_erfv(x * sm_splat(0x1.6a09e6p-1f)) + sm_splat(1.0f));
+}
+
+SM_INLINE void sm_gelu_each(f32v *x, long count) {
+    for (long k = 0; k < count; ++k) x[k] = sm_geluv(x[k]);
 }
 #endif
 
