@@ -10,6 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from tests.support.random_graphs import Builder
 
+import smartmem
 from smartmem.compiler import build_device_program
 from smartmem.device import Device, DeviceOptions
 from smartmem.frontend.load import load_graph
@@ -63,6 +64,33 @@ def test_slices_keep_all_elements_and_leave_enough_to_each():
     assert cut.shape[1:] == whole.shape and cut.shape[0] > 1
     assert cut.size * np.prod(cut.reduce) == whole.size * np.prod(whole.reduce)
     assert np.prod(cut.reduce) >= SLICE
+
+
+def whole(kind: str, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """All of the input becomes one number: a mean, a maximum, or those of a group normalization with one group."""
+    g = Builder(6)
+    x = g.input(*shape)
+    if kind != "GroupNormalization":
+        return g.model([g.op(kind, [x], keepdims=0)])
+    rows = g.op("Reshape", [x, g.ints(1, 1, -1)])
+    one, zero = (g.constant(np.array([value], np.float32)) for value in (1, 0))
+    flat = g.op("InstanceNormalization", [rows, one, zero], epsilon=1e-5)
+    return g.model([g.op("Reshape", [flat, g.ints(*shape)])])
+
+
+@pytest.mark.parametrize("kind", ["ReduceMean", "ReduceMax", "ReduceSumSquare", "GroupNormalization"])
+@pytest.mark.parametrize("shape", [(1, 24, 48, 52), (3, 20011), (64000,), (60013,), (1, 7, 48, 160)])
+def test_few_results(kind: str, shape: tuple[int, ...]) -> None:
+    """Threads share a reduction to one number, if its axes can be cut: 60013 is a prime."""
+    model = whole(kind, shape)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    expected = ReferenceEvaluator(model).run(None, {model.graph.input[0].name: x})
+    found = parts(model)
+    assert (shape == (60013,)) == (not found)
+    assert all(part.size >= 3 and np.prod(part.reduce) < 20012 for part in found)
+    with smartmem.compile(model, threads=2) as compiled:
+        got = compiled(x)
+    assert np.linalg.norm(got - expected[0]) < 1e-5 * max(np.linalg.norm(expected[0]), 1e-1)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

@@ -1,4 +1,4 @@
-"""Grouped reductions in two steps, so that the channels of a group can be lanes.
+"""Grouped reductions, and those to a few numbers, in two steps: channels become lanes, and threads share the work.
 
     s[n, g] = sum over c, h, w of f(x[n, C*g + c, h, w])
         ->  part[n, g, c] = sum over h, w of f(x[n, C*g + c, h, w]),   s[n, g] = sum over c of part[n, g, c]
@@ -10,6 +10,9 @@ way round, with pixels contiguous, the first step is an ordinary row reduction.
 A device with many compute units also cuts the pixels into slices, so that there are parts enough for all of them:
 
         ->  part[s, n, g, c] = sum over the h, w of slice s,   s[n, g] = sum over s, c of part[s, n, g, c]
+
+A reduction to a few numbers (a group normalization with one group, the norm of a whole tensor) would be the work of one
+thread. It keeps one of its axes in the first step, or as many equal parts of its only axis, and is cut into slices.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ CHEAP = 3
 LONG = 4096  # elements of a reduction from which on the extra step costs nothing
 GROUP = 512  # partial results (on a device a group of work-items computes four) that keep a compute unit busy
 SLICE = 1024  # elements that a slice has at least
+FEW = 8  # results that are too few for threads to share
+SHARE = 1 << 14  # elements of a reduction that are worth a thread's while
 
 
 def split_reductions(module: Module, units: int = 0) -> None:
@@ -48,11 +53,14 @@ def split_reductions(module: Module, units: int = 0) -> None:
             cheap[step.name] = step
         refined = _refined(_computed(step, cheap)) if isinstance(step, Stage) and _is_long(step) else None
         axis = _shared_axis(refined) if refined is not None else None
+        is_few = refined is not None and axis is None and refined.size <= FEW
+        if refined is not None and is_few and math.prod(refined.reduce) >= 2 * SHARE:
+            refined, axis = _own_axis(refined)
         if refined is None or axis is None:
             steps.append(step)
             continue
         part, rest = _split(refined, axis)
-        if (slices := _slices(part, units)) > 1:
+        if (slices := _slices(part, units, is_few)) > 1:
             part, rest = _cut(part, rest, slices)
         module.types[part.name] = (part.shape, part.dtype)
         module.definitions |= {part.name: part, rest.name: rest}
@@ -137,9 +145,29 @@ def _shared_axis(stage: Stage) -> int | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _slices(part: Stage, units: int) -> int:
+def _own_axis(stage: Stage) -> tuple[Stage, int | None]:
+    """The reduce axis (as an axis of the domain) that a reduction to a few numbers keeps at first, if there is one.
+
+    A single one is cut in two, the first of at most `GROUP` coordinates.
+    """
+    space = len(stage.shape)
+    if len(stage.reduce) > 1:
+        return stage, space + next((k for k, n in enumerate(stage.reduce) if n >= FEW), 0)
+    (extent,) = stage.reduce
+    count = max(n for n in range(1, GROUP + 1) if extent % n == 0)
+    if count < FEW:
+        return stage, None
+    axes = [axis_digit(a, n) for a, n in enumerate(stage.shape)]
+    axes.append(axis_digit(space, count) * (extent // count) + axis_digit(space + 1, extent // count))
+    body = reindex(stage.body, tuple(axes), stage.domain)
+    return replace(stage, body=body, reduce=(count, extent // count)), space
+
+
+def _slices(part: Stage, units: int, is_few: bool) -> int:
     """How many slices the reduce axes of `part` are cut into, a divisor of the first."""
     wanted = min(units * GROUP // part.size, math.prod(part.reduce) // SLICE)
+    if is_few and units == 0:
+        wanted = math.prod(part.domain) // SHARE
     return max((n for n in range(1, wanted + 1) if part.reduce[0] % n == 0), default=1)
 
 
