@@ -59,6 +59,11 @@ def rewritten(model: onnx.ModelProto) -> bool:
         (28, 1, {"channels": 192, "group": 4}),
         (14, 1, {"channels": 432, "group": 9}),
         (24, 1, {"channels": 128, "group": 2, "outputs": 192}),  # other columns than inputs in a group
+        (33, 1, {}),  # tiles beyond the sides: one row and column of the last exist,
+        (36, 0, {}),  # two,
+        (71, 1, {"channels": 48}),  # three
+        (17, 1, {"channels": 256}),  # the same in tiles of 2x2
+        (27, 1, {"channels": 192, "group": 4}),
     ],
 )
 def test_it_gives_what_the_convolution_gives(size, pads, options):
@@ -76,7 +81,7 @@ def test_it_gives_what_the_convolution_gives(size, pads, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"size": 33},  # the output's sides are odd
+        {"size": 5},  # most of the tiles would lie beyond the sides
         {"channels": 64, "group": 64},  # depthwise
         {"channels": 64, "group": 8},  # groups with too few channels
         {"strides": [2, 2]},
@@ -95,8 +100,8 @@ def test_what_it_takes():
     assert rewritten(convolution(28, channels=192, group=4))
 
 
-def test_the_larger_tile_where_it_divides_the_sides():
-    for size, side in ((32, 6), (14, 4)):
+def test_the_tile_that_saves_more():
+    for size, side in ((32, 6), (14, 4), (35, 6)):
         module = lower(load_graph(convolution(size), {}))
         winograd(module)
         assert module.constants["c.sum.weights"].shape[:2] == (side, side)

@@ -7,10 +7,13 @@ In: stages, after elimination. A stage ``y[.., h, w, o] = sum over c, r, s of x[
     y.products[a, b, .., i, j, o]  = sum over c of y.tiles[a, b, .., i, j, c] * y.weights[a, b, c, o]
     y[.., h, w, o]                 = (At m A)[h % 4, w % 4]  with m[a, b] = y.products[a, b, .., h // 4, w // 4, o]
 
-and ``y.weights = G k Gt`` a constant: 36 products per 16 outputs instead of 144. Tiles of 2x2 outputs take 16 per 4
-and fit where sides are no multiples of 4. A body that differs by coordinate is a chain of choices by axes a and b
-(h % 4 and w % 4), which `schedule.unrolled` unrolls. What must hold: every element of x that a tile reads depends on
-h + r and w + s alone, which is tested tap by tap.
+and ``y.weights = G k Gt`` a constant: 36 products per 16 outputs instead of 144. Tiles of 2x2 outputs take 16 per 4.
+Where sides are no multiples of a tile's, the last tiles reach beyond them: they read zeros there, and what they compute
+of outputs that do not exist is not stored. Of both forms the one that saves more is taken.
+
+A body that differs by coordinate is a chain of choices by axes a and b (h % 4 and w % 4), which `schedule.unrolled`
+unrolls. What must hold: every element of x that a tile reads depends on h + r and w + s alone, which is tested tap by
+tap.
 
 Groups (x depends on o // n) are an axis g of the tiles in front of c, and a and b then follow i and j::
 
@@ -32,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from smartmem.index.lin import Digit, Lin, axis_digit, lin
-from smartmem.index.map import Guard
+from smartmem.index.map import Guard, live_guards
 from smartmem.index.refine import digits_of
 from smartmem.kernel.evaluate import evaluate_expr
 from smartmem.kernel.expr import Expr, alu, choose, const, index_values, load
@@ -136,7 +139,7 @@ def _convolution(stage: Stage, form: Form, module: Module) -> _Convolution | Non
     space, in_x, in_k = len(stage.shape), expr_axes(x), expr_axes(k)
     taps = [a for a in range(space, len(stage.domain)) if stage.domain[a] == TAPS and a in in_x]
     rows = [a for a in range(space) if a in in_x and a not in in_k]
-    sides = [(h, r) for r in taps for h in rows if stage.shape[h] % form.tile == 0 and _slides(x, stage, form, h, r)]
+    sides = [(h, r) for r in taps for h in rows if _slides(x, stage, form, h, r)]
     if len(sides) != 2 or sides[0][0] == sides[1][0] or sides[0][1] == sides[1][1]:
         return None
     used = {a for side in sides for a in side}
@@ -169,21 +172,27 @@ def _slides(x: Expr, stage: Stage, form: Form, h: int, r: int) -> bool:
         for tap in range(TAPS):
             if 0 <= p - tap < tile:
                 axes = [axis_digit(a, n) for a, n in enumerate(stage.domain)]
-                axes[h], axes[r] = axis_digit(h, stage.domain[h] // tile) * tile + (p - tap), Lin(tap)
+                axes[h], axes[r] = axis_digit(h, _tiles(stage.domain[h], tile)) * tile + (p - tap), Lin(tap)
                 found.add(reindex(x, tuple(axes), stage.domain))
         if len(found) != 1:
             return False
     return True
 
 
+def _tiles(extent: int, tile: int) -> int:
+    """How many tiles a side takes."""
+    return -(-extent // tile)
+
+
 def _gain(found: _Convolution) -> int:
     """Operations saved less those that moving tiles, products and the larger weights takes the time of."""
     side, tile = found.form.side, found.form.tile
-    pixels = math.prod(found.extent([*found.rest, *(h for h, _ in found.sides)]))
+    rest, sides = math.prod(found.extent(found.rest)), found.extent([h for h, _ in found.sides])
+    pixels, tiles = rest * math.prod(sides), rest * math.prod(_tiles(n, tile) for n in sides)
     inputs, outputs = math.prod(found.extent(found.inputs)), math.prod(found.extent(found.outputs))
-    grown = side * side / tile / tile
-    saved = 2 * pixels * inputs * outputs * (TAPS * TAPS - grown)
-    moved = 4 * 3 * grown * pixels * (inputs * found.count + outputs)  # each is written (which reads it first) and read
+    elements = side * side * tiles
+    saved = 2 * inputs * outputs * (TAPS * TAPS * pixels - elements)
+    moved = 4 * 3 * elements * (inputs * found.count + outputs)  # each is written (which reads it first) and read
     larger = 4 * (side * side - TAPS * TAPS) * inputs * outputs
     return int(saved - TILE_BYTE * moved - WEIGHT_BYTE * larger)
 
@@ -207,7 +216,7 @@ def _stages(found: _Convolution, weights: str) -> list[Stage]:
     stage, form = found.stage, found.form
     tile, side = form.tile, form.side
     (h, _), (w, _) = found.sides
-    high, wide = stage.domain[h] // tile, stage.domain[w] // tile
+    high, wide = _tiles(stage.domain[h], tile), _tiles(stage.domain[w], tile)
     count = len(found.rest)
     places = (*found.extent(found.rest), high, wide)
     # where tiles and their elements stand among the axes of `tiles` and `products`
@@ -230,7 +239,9 @@ def _stages(found: _Convolution, weights: str) -> list[Stage]:
     def read(p: int, q: int) -> Expr:
         here = list(axes)
         here[h], here[w] = axis_digit(first + count, high) * tile + p, axis_digit(first + count + 1, wide) * tile + q
-        return reindex(found.x, tuple(here), stage.domain)
+        x = reindex(found.x, tuple(here), stage.domain)
+        guards = live_guards(Guard(here[axis], stage.domain[axis] + TAPS - 1) for axis in (h, w))
+        return choose(guards, x, const(0)) if guards else x
 
     elements = _both_sides([[read(p, q) for q in range(side)] for p in range(side)], form.input_side)
     body = _chosen(elements, axis_digit(a, side), axis_digit(a + 1, side))

@@ -4,6 +4,9 @@ In the transforms of a Winograd convolution each of 36 results is another sum of
 chain of choices by small axes (``i == 0: ..., i == 1: ...``). Here every value of these axes gets its expression, all
 of them are computed next to each other, in vectors along the lane, and common subexpressions are computed once. Where
 other guards remain (padding) there is a second copy of the lane loop without them, for the places where all hold.
+
+Where the chosen digit does not divide its axis (tiles of 4x4 on a side of 71) the axis is taken as long as whole tiles
+are, and what lies beyond its end is not stored: the body is NOWHERE there.
 """
 
 from __future__ import annotations
@@ -11,17 +14,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 
 from smartmem.codegen.c_expr import Context, Emitter, Lane, c_guards, lane_free
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Digit, Lin, axis_digit
-from smartmem.index.map import Guard
+from smartmem.index.map import Guard, IndexMap
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Alu, Choose, Expr, alu, choose, index_values, map_lins, operands, walk
-from smartmem.kernel.stage import Kernel
+from smartmem.kernel.expr import Alu, Choose, Expr, alu, choose, const, index_values, map_lins, operands, walk
+from smartmem.kernel.stage import Kernel, reindex
 from smartmem.layout.storage import Storage, dense
 from smartmem.schedule.code import Arguments, KernelCode, Target
 from smartmem.schedule.loops import Nest, build, choose_lane
@@ -29,6 +32,7 @@ from smartmem.schedule.nest import store_vector
 
 LONGEST = 8  # extent of an axis worth unrolling
 TASKS = 64
+NOWHERE = const(math.nan)  # what a body is where it is not stored
 
 
 def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) -> KernelCode | None:
@@ -37,6 +41,7 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
         return None
     if not selects(kernel.output.body):
         return None
+    kernel = _in_whole_tiles(kernel)
     nest = build(kernel, storages)
     chosen = _selecting(nest)
     lane = choose_lane(nest, kernel, target.lanes)
@@ -78,6 +83,26 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
     return KernelCode(writer.text(), arguments.buffers, tasks, family="pointwise")
 
 
+def _in_whole_tiles(kernel: Kernel) -> Kernel:
+    """The kernel over axes that the digits by which it chooses divide."""
+    stage = kernel.output
+    shape, wide = stage.shape, list(stage.shape)
+    for node in walk(stage.body):
+        for guard in node.guards if isinstance(node, Choose) else ():
+            digit = guard.lin.terms[0][1] if _is_selection(guard) else None
+            if digit is not None and isinstance(digit.axis, int) and digit.lo == 1:
+                wide[digit.axis] = -(-shape[digit.axis] // digit.ext) * digit.ext
+    limits = [(axis, n) for axis, n in enumerate(shape) if wide[axis] > n]
+    if not limits:
+        return kernel
+    axes = tuple(axis_digit(axis, n) for axis, n in enumerate(wide))
+    guards = tuple(Guard(axes[axis], n) for axis, n in limits)
+    body = choose(guards, reindex(stage.body, axes, shape), NOWHERE)
+    coords = tuple(substitute(value, axes, shape) for value in kernel.store_coords())
+    stage = replace(stage, shape=tuple(wide), body=body)
+    return replace(kernel, stages=[stage], store=IndexMap(tuple(wide), coords))
+
+
 def selects(body: Expr) -> bool:
     """Whether an expression chooses by an axis."""
     return any(_is_selection(g) for n in walk(body) if isinstance(n, Choose) for g in n.guards)
@@ -109,6 +134,8 @@ def _results(nest: Nest, chosen: Sequence[int]) -> list[tuple[Expr, Lin]]:
         for axis, value in zip(chosen, values, strict=True):
             axes[axis] = Lin(value)
         body = _selected(nest.bodies[0], axes, nest.extents)
+        if body is NOWHERE:
+            continue
         change = {v: substitute(v, axes, nest.extents) for v in index_values(body)}
         results.append((map_lins(body, change), substitute(nest.store, axes, nest.extents)))
     return results
@@ -171,10 +198,17 @@ def _lane_loop(
     variable, full = context.axes.names[lane.axis], lane.extent - lane.extent % lane.width
 
     def chunk(lanes: Lane) -> None:
-        emitter = Emitter(writer, replace(context, lane=lanes))
+        here = replace(context, lane=lanes)
+        shared = Emitter(writer, here)
         for body, at in results:
-            value = emitter.as_vector(emitter.value(body), kernel.output.dtype)
-            store_vector(writer, emitter.context, pointers[kernel.tensor], at, value, kernel.output.dtype)
+            emitter = shared
+            stored: AbstractContextManager[None] = nullcontext()
+            if isinstance(body, Choose) and body.otherwise is NOWHERE:
+                emitter, stored = Emitter(writer, here), writer.block(f"if ({c_guards(body.guards, here.axes)})")
+                body = body.then
+            with stored:
+                value = emitter.as_vector(emitter.value(body), kernel.output.dtype)
+                store_vector(writer, here, pointers[kernel.tensor], at, value, kernel.output.dtype)
 
     if full:
         with writer.loop(variable, full, 0, "SM_W"):
