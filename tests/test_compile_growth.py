@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -48,15 +49,12 @@ def transformer(blocks: int) -> ModelProto:
             "Relu", add("MatMul", add("LayerNormalization", x, weight(DIM), weight(DIM)), weight(DIM, 2 * DIM))
         )
         x = add("Add", x, add("MatMul", hidden, weight(2 * DIM, DIM)))
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, ROWS, DIM]) for name in ("x", x)]
-    constants = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "blocks", ends[:1], ends[1:], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return model(nodes, {"x": (1, ROWS, DIM)}, [x], weights)
 
 
 def calls(blocks: int, level: str) -> int:
     """Calls of smartmem's own functions while it compiles to C."""
-    model = transformer(blocks)
+    proto = transformer(blocks)
     count = 0
 
     def see(frame: Any, event: str, argument: object) -> None:
@@ -67,7 +65,7 @@ def calls(blocks: int, level: str) -> int:
     before = sys.getprofile()
     sys.setprofile(see)
     try:
-        build_program(model, level=level)
+        build_program(proto, level=level)
     finally:
         sys.setprofile(before)
     return count

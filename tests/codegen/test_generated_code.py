@@ -7,8 +7,9 @@ import re
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from tests.support.networks import network
+from tests.support.onnx_models import model
 
 from smartmem.compiler import build_program
 from smartmem.runtime.artifact import Program
@@ -81,14 +82,7 @@ def pixel_shuffle() -> onnx.ModelProto:
         helper.make_node("DepthToSpace", ["x"], ["d"], blocksize=2, mode="CRD"),
         helper.make_node("Add", ["d", "b"], ["y"]),
     ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "shuffle",
-        [value("x", TensorProto.FLOAT, [1, 16, 8, 8]), value("b", TensorProto.FLOAT, [1, 4, 16, 16])],
-        [value("y", TensorProto.FLOAT, [1, 4, 16, 16])],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    return model(nodes, {"x": (1, 16, 8, 8), "b": (1, 4, 16, 16)})
 
 
 def test_refinement_leaves_pixel_shuffle_without_division() -> None:
@@ -100,16 +94,9 @@ def test_refinement_leaves_pixel_shuffle_without_division() -> None:
 
 @pytest.mark.parametrize("march, width", [("x86-64-v4", 16), ("x86-64-v3", 8), ("cortex_a76", 4)])
 def test_every_instruction_set_has_its_tiles(march: str, width: int) -> None:
-    value = helper.make_tensor_value_info
-    weight = helper.make_tensor("w", TensorProto.FLOAT, [32, 64], np.ones((32, 64), np.float32).tobytes(), raw=True)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "product",
-        [value("x", TensorProto.FLOAT, [24, 32])],
-        [value("y", TensorProto.FLOAT, [24, 64])],
-        [weight],
-    )
-    program = build_program(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), march=march)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    proto = model([node], {"x": (24, 32)}, constants={"w": np.ones((32, 64), np.float32)})
+    program = build_program(proto, march=march)
     (panels,) = program.weights.values()
     assert panels.shape[-1] % width == 0
     assert "sm_tile_" in next(iter(program.sources.values()))

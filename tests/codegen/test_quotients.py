@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
-
-
-def model(nodes: list[onnx.NodeProto], **constants: np.ndarray) -> onnx.ModelProto:
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (4, 40))
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (4, 40))
-    arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "quotients", [x], [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 @pytest.mark.parametrize("number", [3.0, -7e-39, 2.5e38, 0.0, np.inf, np.nan])
@@ -26,7 +18,7 @@ def test_rows_over_their_sums(number: float) -> None:
         helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1),
         helper.make_node("Div", ["x", "sum"], ["y"]),
     ]
-    proto = model(nodes, axes=np.array([1]))
+    proto = model(nodes, {"x": (4, 40)}, constants={"axes": np.array([1])})
     assert "sm_over(" in "".join(build_program(proto).sources.values())
     x = np.random.default_rng(1).integers(1, 9, (4, 40)).astype(np.float32)
     x[1] = 0
@@ -42,7 +34,7 @@ def test_rows_over_their_sums(number: float) -> None:
 def test_exact_quotients_stay_exact(divisor: np.ndarray) -> None:
     """``floor(i / n)`` of multiples of n: a product with the reciprocal may be less."""
     nodes = [helper.make_node("Div", ["x", "d"], ["z"]), helper.make_node("Floor", ["z"], ["y"])]
-    proto = model(nodes, d=divisor)
+    proto = model(nodes, {"x": (4, 40)}, constants={"d": divisor})
     wanted = np.arange(160, dtype=np.float32).reshape(4, 40) * 3
     for level in smartmem.LEVELS:
         with smartmem.compile(proto, threads=1, level=level) as compiled:

@@ -1,44 +1,18 @@
-"""Small models and a node-by-node interpreter, shared by the frontend's tests."""
+"""A node-by-node interpreter and its comparison with onnxruntime, shared by the frontend's tests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from smartmem.frontend import load_graph
 from smartmem.graph.ir import Graph
 from smartmem.runtime.host import run_node
-
-FLOAT = TensorProto.FLOAT
-Shape = Sequence[int | str | None] | None
-
-
-def info(name: str, shape: Shape, elem: int = FLOAT) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, elem, shape)
-
-
-def model(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Mapping[str, Shape] | Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[str] = ("y",),
-    consts: Mapping[str, Any] | None = None,
-    opset: int = 17,
-    functions: Sequence[onnx.FunctionProto] = (),
-    domains: Mapping[str, int] | None = None,
-) -> onnx.ModelProto:
-    infos = [info(n, s) for n, s in inputs.items()] if isinstance(inputs, Mapping) else list(inputs)
-    out = []
-    for name in outputs:
-        out.append(onnx.ValueInfoProto(name=name))
-    initializers = [numpy_helper.from_array(np.asarray(v), k) for k, v in (consts or {}).items()]
-    graph = helper.make_graph(list(nodes), "g", infos, out, initializers)
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, v) for d, v in (domains or {}).items())]
-    return helper.make_model(graph, opset_imports=imports, functions=list(functions), ir_version=8)
 
 
 def run_graph(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -66,7 +40,7 @@ def run_ort(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.
     typed = onnx.shape_inference.infer_shapes(copy)
     for at, value in enumerate(typed.graph.output):
         if not value.type.WhichOneof("value"):
-            copy.graph.output[at].type.tensor_type.elem_type = FLOAT
+            copy.graph.output[at].type.tensor_type.elem_type = TensorProto.FLOAT
         else:
             copy.graph.output[at].CopyFrom(value)
     try:

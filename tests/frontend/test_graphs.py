@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from frontend_models import check, info, model, only, random_feeds, run_graph, run_ort
+from frontend_models import check, only, random_feeds, run_graph, run_ort
 from onnx import TensorProto, helper
+from tests.support.onnx_models import info, model
 
 from smartmem.errors import ModelError
 from smartmem.frontend import load_graph
@@ -82,7 +83,7 @@ def test_operator_of_a_newer_opset():
 
 
 def test_removed_operator():
-    proto = model([node("Upsample", ["x", "s"], ["y"])], X, consts={"s": np.ones(2, np.float32)})
+    proto = model([node("Upsample", ["x", "s"], ["y"])], X, constants={"s": np.ones(2, np.float32)})
     refused(proto, "Upsample", "removed")
 
 
@@ -125,7 +126,7 @@ def test_missing_attribute():
 def test_contrib(op, inputs, ops):
     bias = np.array([0.5, -1, 2], np.float32)
     nodes = [node(op, inputs, ["y"], domain="com.microsoft")]
-    proto = model(nodes, [info("x", [1, 2, 3])], consts={"b": bias}, domains={"com.microsoft": 1})
+    proto = model(nodes, [info("x", [1, 2, 3])], constants={"b": bias}, domains={"com.microsoft": 1})
     graph = check(proto, tol=1e-3)
     assert [n.op for n in graph.nodes] == ops
 
@@ -209,7 +210,7 @@ def test_attention_is_inlined():
 @pytest.mark.parametrize("op", ["Gelu", "HardSwish", "Mish", "Softplus", "LayerNormalization"])
 def test_native_composites_stay_unless_told_otherwise(op):
     inputs = ["x", "s"] if op == "LayerNormalization" else ["x"]
-    proto = model([node(op, inputs, ["y"])], X, consts={"s": np.ones(3, np.float32)}, opset=20)
+    proto = model([node(op, inputs, ["y"])], X, constants={"s": np.ones(3, np.float32)}, opset=20)
     assert [n.op for n in load_graph(proto).nodes] == [op]
     inlined = load_graph(proto, keep=frozenset())
     assert op not in [n.op for n in inlined.nodes]
@@ -228,10 +229,10 @@ def branches(kind: str) -> onnx.ModelProto:
     if kind == "data":
         return model(nodes, [info("x", [2, 3]), info("c", [], TensorProto.BOOL)])
     if kind == "shape":
-        consts = {"i": np.int64(0), "two": np.int64(2)}
+        constants = {"i": np.int64(0), "two": np.int64(2)}
         before = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "i"], ["n"]), node("Equal", ["n", "two"], ["c"])]
-        return model(before + nodes, [info("x", ["n", 3])], consts=consts)
-    return model(nodes, [info("x", [2, 3])], consts={"c": np.array(kind == "true")})
+        return model(before + nodes, [info("x", ["n", 3])], constants=constants)
+    return model(nodes, [info("x", [2, 3])], constants={"c": np.array(kind == "true")})
 
 
 @pytest.mark.parametrize(("kind", "ops"), [("true", ["Neg", "Relu"]), ("false", ["Add"]), ("shape", ["Neg", "Relu"])])
@@ -253,7 +254,7 @@ def test_branch_that_returns_an_outer_value():
     then = helper.make_graph([], "then", [], [info("x", [2, 3])])
     other = helper.make_graph([node("Neg", ["x"], ["o"])], "else", [], [info("o", [2, 3])])
     nodes = [node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
-    graph = load_graph(model(nodes, X, consts={"c": np.array(True)}))
+    graph = load_graph(model(nodes, X, constants={"c": np.array(True)}))
     assert [n.op for n in graph.nodes] == ["Identity"]
 
 
@@ -266,8 +267,8 @@ def loop(trip: bool = True, functions=()) -> onnx.ModelProto:
         [info("it", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info("v", [2, 3])],
         [info("goo", [], TensorProto.BOOL), info("vo", [2, 3])],
     )
-    consts = {"w": np.float32(0.5), "n": np.int64(4), "yes": np.array(True)}
-    return model([node("Loop", ["n", "yes", "x"], ["y"], name="loop", body=body)], X, consts=consts)
+    constants = {"w": np.float32(0.5), "n": np.int64(4), "yes": np.array(True)}
+    return model([node("Loop", ["n", "yes", "x"], ["y"], name="loop", body=body)], X, constants=constants)
 
 
 def test_loop_on_host():
@@ -314,7 +315,7 @@ def test_constants_fold_and_dead_nodes_go():
         node("MatMul", ["x", "wt"], ["y"]),
         node("Relu", ["x"], ["unused"]),
     ]
-    graph = check(model(nodes, X, consts={"w": np.ones((4, 3), np.float32)}))
+    graph = check(model(nodes, X, constants={"w": np.ones((4, 3), np.float32)}))
     assert [n.op for n in graph.nodes] == ["MatMul"]
     weight = graph.nodes[0].inputs[1]
     assert weight.data.shape == (3, 4)
@@ -323,7 +324,7 @@ def test_constants_fold_and_dead_nodes_go():
 
 def test_without_folding_every_node_stays():
     nodes = [node("Transpose", ["w"], ["wt"]), node("MatMul", ["x", "wt"], ["y"]), node("Relu", ["x"], ["unused"])]
-    graph = load_graph(model(nodes, X, consts={"w": np.ones((4, 3), np.float32)}), fold=False)
+    graph = load_graph(model(nodes, X, constants={"w": np.ones((4, 3), np.float32)}), fold=False)
     assert [n.op for n in graph.nodes] == ["Transpose", "MatMul", "Relu"]
 
 
@@ -353,7 +354,7 @@ def test_constant_and_input_outputs():
 
 
 def test_initializer_that_is_also_an_input_is_a_constant():
-    proto = model([node("Add", ["x", "w"], ["y"])], {"x": [3], "w": [3]}, consts={"w": np.ones(3, np.float32)})
+    proto = model([node("Add", ["x", "w"], ["y"])], {"x": [3], "w": [3]}, constants={"w": np.ones(3, np.float32)})
     graph = load_graph(proto)
     assert [v.name for v in graph.inputs] == ["x"]
 
@@ -376,7 +377,7 @@ def test_sequence_operators_run_on_the_host():
         node("SplitToSequence", ["x"], ["s"], axis=0),
         node("SequenceAt", ["s", "i"], ["y"]),
     ]
-    check(model(nodes, X, consts={"i": np.int64(1)}))
+    check(model(nodes, X, constants={"i": np.int64(1)}))
 
 
 def test_loop_that_grows_a_value_has_no_static_shape():
@@ -387,7 +388,7 @@ def test_loop_that_grows_a_value_has_no_static_shape():
         [info("goo", [], TensorProto.BOOL), info("vo", None)],
     )
     nodes = [node("Loop", ["n", "", "x"], ["y"], body=body)]
-    graph = load_graph(model(nodes, X, consts={"n": np.int64(2)}))
+    graph = load_graph(model(nodes, X, constants={"n": np.int64(2)}))
     assert graph.outputs[0].shape is None
     x = np.ones((2, 3), np.float32)
     assert run_graph(graph, {"x": x})[0].shape == (6, 3)
@@ -408,8 +409,8 @@ def test_loop_stacks_results(shape, trips):
 
 
 def test_one_hot_depth_of_another_type():
-    consts = {"d": np.float32(4), "v": np.array([0, 1], np.float32)}
-    graph = load_graph(model([node("OneHot", ["x", "d", "v"], ["y"], axis=0)], X, consts=consts))
+    constants = {"d": np.float32(4), "v": np.array([0, 1], np.float32)}
+    graph = load_graph(model([node("OneHot", ["x", "d", "v"], ["y"], axis=0)], X, constants=constants))
     assert graph.outputs[0].shape == (4, 2, 3)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from frontend_models import model, random_feeds, run_graph
+from frontend_models import random_feeds, run_graph
 from onnx import helper
+from tests.support.onnx_models import model
 
 from smartmem.frontend import load_graph
 
@@ -52,8 +53,13 @@ def test_four_thousand_nodes_load_in_seconds():
             helper.make_node("Relu", [f"m{i}"], [f"a{i}"]),
             helper.make_node("Add", [f"a{i}", f"r{i}"], [f"y{i}"]),
         ]
-    consts = {"zero": np.int64(0), "axis": np.array([0]), "rest": np.array([4, -1]), "w": np.ones((8, 8), np.float32)}
-    proto = model(nodes, {"x": ["b", 32]}, ["y499"], consts)
+    constants = {
+        "zero": np.int64(0),
+        "axis": np.array([0]),
+        "rest": np.array([4, -1]),
+        "w": np.ones((8, 8), np.float32),
+    }
+    proto = model(nodes, {"x": ["b", 32]}, ["y499"], constants)
     start = time.perf_counter()
     graph = load_graph(proto, {"x": (2, 32)})
     assert time.perf_counter() - start < 5

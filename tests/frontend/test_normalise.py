@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from frontend_models import check, info, model, only, random_feeds, run_graph
+from frontend_models import check, only, random_feeds, run_graph
 from onnx import TensorProto, helper
+from tests.support.onnx_models import info, model
 
 from smartmem.errors import ModelError
 from smartmem.frontend import load_graph
@@ -18,9 +19,9 @@ def i64(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def single(op, opset, inputs=("x",), attrs=None, consts=None, x=X, outputs=("y",), **kwargs):
+def single(op, opset, inputs=("x",), attrs=None, constants=None, x=X, outputs=("y",), **kwargs):
     """Load one node, compare with onnxruntime, and give its canonical form."""
-    proto = model([node(op, list(inputs), list(outputs), **(attrs or {}))], x, outputs, consts, opset)
+    proto = model([node(op, list(inputs), list(outputs), **(attrs or {}))], x, outputs, constants, opset)
     graph = check(proto, **kwargs)
     assert len(graph.nodes) == 1
     return graph.nodes[0]
@@ -33,7 +34,7 @@ def test_squeeze(opset, axes):
     if opset < 13:
         got = single("Squeeze", opset, attrs={"axes": [a if opset >= 11 else a % 3 for a in axes]}, x=x)
     else:
-        got = single("Squeeze", opset, ("x", "a"), consts={"a": i64(*axes)}, x=x)
+        got = single("Squeeze", opset, ("x", "a"), constants={"a": i64(*axes)}, x=x)
     assert got.attrs["axes"] == [0, 2]
     assert len(got.inputs) == 1
 
@@ -47,7 +48,7 @@ def test_unsqueeze(opset):
     if opset < 13:
         got = single("Unsqueeze", opset, attrs={"axes": [4, 0] if opset < 11 else [-1, 0]})
     else:
-        got = single("Unsqueeze", opset, ("x", "a"), consts={"a": i64(-1, 0)})
+        got = single("Unsqueeze", opset, ("x", "a"), constants={"a": i64(-1, 0)})
     assert got.attrs["axes"] == [0, 4]
     assert len(got.inputs) == 1
 
@@ -126,8 +127,8 @@ LOW, HIGH = -(2**63), 2**63 - 1
     ],
 )
 def test_slice_resolves_bounds(start, end, step, want):
-    consts = {"s": i64(start), "e": i64(end), "a": i64(-1), "t": i64(step)}
-    got = single("Slice", 13, ("x", "s", "e", "a", "t"), consts=consts, x={"x": [2, 10]})
+    constants = {"s": i64(start), "e": i64(end), "a": i64(-1), "t": i64(step)}
+    got = single("Slice", 13, ("x", "s", "e", "a", "t"), constants=constants, x={"x": [2, 10]})
     assert got.attrs["axes"] == [1]
     assert (got.attrs["starts"][0], got.attrs["lengths"][0], got.attrs["ends"][0]) == want
     assert got.attrs["steps"] == [step]
@@ -135,13 +136,13 @@ def test_slice_resolves_bounds(start, end, step, want):
 
 
 def test_slice_without_axes():
-    got = single("Slice", 11, ("x", "s", "e"), consts={"s": i64(0, 1), "e": i64(1, 3)})
+    got = single("Slice", 11, ("x", "s", "e"), constants={"s": i64(0, 1), "e": i64(1, 3)})
     assert got.attrs["axes"] == [0, 1]
 
 
 def test_slice_by_data_stays():
     inputs = [info("x", [2, 10]), info("s", [1], TensorProto.INT64)]
-    graph = load_graph(model([node("Slice", ["x", "s", "e"], ["y"])], inputs, consts={"e": i64(9)}))
+    graph = load_graph(model([node("Slice", ["x", "s", "e"], ["y"])], inputs, constants={"e": i64(9)}))
     assert "lengths" not in graph.nodes[0].attrs
     assert len(graph.nodes[0].inputs) == 3
     assert graph.outputs[0].shape is None
@@ -165,8 +166,8 @@ def test_pad(opset, mode):
 
 
 def test_pad_axes():
-    consts = {"p": i64(1, 2), "a": i64(-2)}
-    got = single("Pad", 18, ("x", "p", "", "a"), consts=consts)
+    constants = {"p": i64(1, 2), "a": i64(-2)}
+    got = single("Pad", 18, ("x", "p", "", "a"), constants=constants)
     assert got.attrs["pads"] == [0, 1, 0, 0, 2, 0]
     assert len(got.inputs) == 1
 
@@ -179,7 +180,7 @@ def test_clip(opset, low, high):
         got = single("Clip", opset, attrs=bounds)
     else:
         names = ["x", "min" if low is not None else "", "max" if high is not None else ""]
-        got = single("Clip", opset, names, consts={k: np.float32(v) for k, v in bounds.items()})
+        got = single("Clip", opset, names, constants={k: np.float32(v) for k, v in bounds.items()})
     assert (got.attrs["min"], got.attrs["max"]) == (low, high)
     assert len(got.inputs) == 1
 
@@ -214,23 +215,23 @@ def test_softmax(op, opset, axis, flatten):
 
 @pytest.mark.parametrize("opset", [9, 11, 12, 13])
 def test_dropout_is_identity(opset):
-    got = single("Dropout", opset, ("x", "r") if opset >= 12 else ("x",), consts={"r": np.float32(0.3)})
+    got = single("Dropout", opset, ("x", "r") if opset >= 12 else ("x",), constants={"r": np.float32(0.3)})
     assert (got.op, len(got.inputs), len(got.outputs)) == ("Identity", 1, 1)
 
 
 @pytest.mark.parametrize("opset", [9, 14, 15])
 def test_batch_normalization(opset):
     x = {"x": [2, 3, 4], "s": [3], "b": [3], "m": [3]}
-    got = single("BatchNormalization", opset, ("x", "s", "b", "m", "v"), consts={"v": np.ones(3, np.float32)}, x=x)
+    got = single("BatchNormalization", opset, ("x", "s", "b", "m", "v"), constants={"v": np.ones(3, np.float32)}, x=x)
     assert got.attrs["epsilon"] == pytest.approx(1e-5)
     assert len(got.outputs) == 1
     assert "momentum" not in got.attrs
 
 
 def test_reshape_and_expand_lose_their_targets():
-    assert len(single("Reshape", 13, ("x", "s"), consts={"s": i64(0, -1)}).inputs) == 1
-    assert len(single("Expand", 13, ("x", "s"), consts={"s": i64(5, 1, 3, 1)}).inputs) == 1
-    got = single("Tile", 13, ("x", "s"), consts={"s": i64(1, 2, 3)})
+    assert len(single("Reshape", 13, ("x", "s"), constants={"s": i64(0, -1)}).inputs) == 1
+    assert len(single("Expand", 13, ("x", "s"), constants={"s": i64(5, 1, 3, 1)}).inputs) == 1
+    got = single("Tile", 13, ("x", "s"), constants={"s": i64(1, 2, 3)})
     assert got.attrs["repeats"] == [1, 2, 3]
     assert len(got.inputs) == 1
 
@@ -238,7 +239,7 @@ def test_reshape_and_expand_lose_their_targets():
 def test_constant_of_shape_is_an_expand_where_too_large_to_fold():
     value = helper.make_tensor("v", TensorProto.FLOAT, [1], [3.0])
     nodes = [node("ConstantOfShape", ["s"], ["c"], value=value), node("Add", ["x", "c"], ["y"])]
-    graph = load_graph(model(nodes, {"x": [1]}, consts={"s": i64(5000, 5000)}))
+    graph = load_graph(model(nodes, {"x": [1]}, constants={"s": i64(5000, 5000)}))
     expand = only(graph, "Expand")
     assert expand.inputs[0].data == 3.0
     assert expand.output.shape == (5000, 5000)
@@ -267,11 +268,11 @@ def test_axis_out_of_range():
 
 
 def test_cumsum_trilu_onehot():
-    assert single("CumSum", 14, ("x", "a"), consts={"a": i64(-1)[0]}).attrs["axis"] == 2
+    assert single("CumSum", 14, ("x", "a"), constants={"a": i64(-1)[0]}).attrs["axis"] == 2
     assert single("Trilu", 14, ("x", "k"), {"upper": 0}, {"k": i64(1)[0]}).attrs["k"] == 1
     assert single("Trilu", 14).attrs == {"upper": 1, "k": 0}
-    consts = {"i": i64(0, 2), "d": i64(4)[0]}
-    got = single("OneHot", 11, ("i2", "d", "x"), {"axis": -1}, consts, x=[info("x", [2]), info("i2", [2], 7)])
+    constants = {"i": i64(0, 2), "d": i64(4)[0]}
+    got = single("OneHot", 11, ("i2", "d", "x"), {"axis": -1}, constants, x=[info("x", [2]), info("i2", [2], 7)])
     assert (got.attrs["depth"], got.attrs["axis"]) == (4, 1)
     assert [v.name for v in got.inputs] == ["i2", "x"]
 
@@ -306,7 +307,9 @@ def test_auto_pad_valid_and_defaults():
 def test_conv_transpose_auto_pad(mode):
     w = np.random.default_rng(0).standard_normal((3, 2, 3, 3)).astype(np.float32)
     proto = model(
-        [node("ConvTranspose", ["x", "w"], ["y"], auto_pad=mode, strides=[2, 2])], {"x": [1, 3, 4, 4]}, consts={"w": w}
+        [node("ConvTranspose", ["x", "w"], ["y"], auto_pad=mode, strides=[2, 2])],
+        {"x": [1, 3, 4, 4]},
+        constants={"w": w},
     )
     got = load_graph(proto).nodes[0]
     explicit = [node("ConvTranspose", ["x", "w"], ["y"], pads=got.attrs["pads"], strides=[2, 2])]
@@ -315,7 +318,7 @@ def test_conv_transpose_auto_pad(mode):
     feeds = random_feeds(load_graph(proto))
     want = run_ort(proto, feeds)[0]
     np.testing.assert_allclose(
-        run_ort(model(explicit, {"x": [1, 3, 4, 4]}, consts={"w": w}), feeds)[0], want, rtol=1e-4
+        run_ort(model(explicit, {"x": [1, 3, 4, 4]}, constants={"w": w}), feeds)[0], want, rtol=1e-4
     )
     assert want.shape == got.output.shape
 
@@ -349,14 +352,14 @@ def test_resize_10(mode):
 @pytest.mark.parametrize("by", ["scales", "sizes"])
 def test_resize(opset, by):
     if by == "scales":
-        inputs, consts = ("x", "r" if opset < 13 else "", "s"), {"s": S}
+        inputs, constants = ("x", "r" if opset < 13 else "", "s"), {"s": S}
     else:
-        inputs, consts = ("x", "r" if opset < 13 else "", "s" if opset < 13 else "", "z"), {"z": i64(1, 2, 6, 8)}
+        inputs, constants = ("x", "r" if opset < 13 else "", "s" if opset < 13 else "", "z"), {"z": i64(1, 2, 6, 8)}
         if opset < 13:
-            consts["s"] = np.zeros(0, np.float32)
+            constants["s"] = np.zeros(0, np.float32)
     if opset < 13:
-        consts["r"] = np.zeros(0, np.float32)
-    got = single("Resize", opset, inputs, {"mode": "linear"}, consts, IMAGE)
+        constants["r"] = np.zeros(0, np.float32)
+    got = single("Resize", opset, inputs, {"mode": "linear"}, constants, IMAGE)
     assert got.attrs["scales"] == [1, 1, 2, 2]
     assert got.attrs["roi"] is None
     assert len(got.inputs) == 1

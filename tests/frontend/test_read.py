@@ -7,9 +7,10 @@ import os
 import numpy as np
 import onnx
 import pytest
-from frontend_models import model, run_graph
+from frontend_models import run_graph
 from onnx import helper
 from onnx.external_data_helper import convert_model_to_external_data
+from tests.support.onnx_models import model
 
 from smartmem.errors import ModelError
 from smartmem.frontend import load_graph
@@ -84,13 +85,13 @@ def test_opset_out_of_range(opset, part):
 
 
 def test_initializer_with_too_little_data():
-    proto = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [4]}, consts={"w": np.ones(4, np.float32)})
+    proto = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [4]}, constants={"w": np.ones(4, np.float32)})
     proto.graph.initializer[0].raw_data = b"\0" * 7
     refused(proto, '"w"', "7 bytes", "16")
 
 
 def test_negative_extent():
-    proto = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [4]}, consts={"w": np.ones(4, np.float32)})
+    proto = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [4]}, constants={"w": np.ones(4, np.float32)})
     proto.graph.initializer[0].dims[0] = -4
     refused(proto, '"w"', "negative extent")
 
@@ -98,7 +99,7 @@ def test_negative_extent():
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.int8, np.bool_, np.float64])
 def test_typed_and_raw_data_read_alike(dtype):
     array = np.array([[0, 1, 2], [3, 0, 1]]).astype(dtype)
-    proto = model([helper.make_node("Identity", ["w"], ["y"])], {}, consts={"w": array})
+    proto = model([helper.make_node("Identity", ["w"], ["y"])], {}, constants={"w": array})
     typed = onnx.ModelProto()
     typed.CopyFrom(proto)
     elem = proto.graph.initializer[0].data_type
@@ -125,7 +126,7 @@ def test_sparse_initializer():
 def external(tmp_path):
     """A model with its weight in weights.bin beside it."""
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
-    proto = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [2, 3]}, consts={"w": weight})
+    proto = model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": [2, 3]}, constants={"w": weight})
     convert_model_to_external_data(proto, location="weights.bin", size_threshold=0)
     folder = tmp_path / "model"
     folder.mkdir()

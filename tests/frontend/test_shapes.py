@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from frontend_models import check, info, model, only
+from frontend_models import check, only
 from onnx import TensorProto, helper
+from tests.support.onnx_models import info, model
 
 from smartmem.errors import InputError, ModelError
 from smartmem.frontend import load_graph
@@ -83,7 +84,13 @@ def test_unknown_input_suggests_a_near_name():
 
 def test_view_shape_arithmetic():
     """`x.view(x.shape[0], x.shape[1] // h, -1)` as exporters spell it."""
-    consts = {"zero": np.int64(0), "one": np.int64(1), "h": np.int64(4), "minus": np.array([-1]), "ax": np.array([0])}
+    constants = {
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "h": np.int64(4),
+        "minus": np.array([-1]),
+        "ax": np.array([0]),
+    }
     nodes = [
         node("Shape", ["x"], ["s"]),
         node("Gather", ["s", "zero"], ["b"]),
@@ -94,7 +101,7 @@ def test_view_shape_arithmetic():
         node("Concat", ["b1", "c1", "minus"], ["target"], axis=0),
         node("Reshape", ["x", "target"], ["y"]),
     ]
-    graph = check(model(nodes, {"x": ["b", "c", 6]}, consts=consts), {"x": (2, 8, 6)})
+    graph = check(model(nodes, {"x": ["b", "c", 6]}, constants=constants), {"x": (2, 8, 6)})
     assert [n.op for n in graph.nodes] == ["Reshape"]
     assert graph.outputs[0].shape == (2, 2, 24)
     assert [v.name for v in only(graph, "Reshape").inputs] == ["x"]
@@ -102,7 +109,7 @@ def test_view_shape_arithmetic():
 
 def test_longer_shape_arithmetic():
     """Range, Expand, ConstantOfShape, Where, Equal, Cast, Slice, Mul, ReduceProd over shapes."""
-    consts = {"z": np.int64(0), "o": np.int64(1), "a": np.array([0]), "b": np.array([1]), "m": np.array([-1])}
+    constants = {"z": np.int64(0), "o": np.int64(1), "a": np.array([0]), "b": np.array([1]), "m": np.array([-1])}
     nodes = [
         node("Shape", ["x"], ["s"]),
         node("Slice", ["s", "a", "b"], ["first"]),
@@ -119,7 +126,7 @@ def test_longer_shape_arithmetic():
         node("ReduceProd", ["s"], ["total"], keepdims=0),
         node("Size", ["x"], ["count"]),
     ]
-    graph = check(model(nodes, {"x": ["n", "k"]}, ["y", "total", "count"], consts), {"x": (3, 2)})
+    graph = check(model(nodes, {"x": ["n", "k"]}, ["y", "total", "count"], constants), {"x": (3, 2)})
     assert [n.op for n in graph.nodes] == ["Add"]
     assert graph.outputs[1].data == graph.outputs[2].data == 6
 
@@ -130,7 +137,7 @@ def test_shape_of_a_computed_value_is_constant():
         node("Shape", ["t"], ["s"], start=-1),
         node("Expand", ["t", "s"], ["y"]),
     ]
-    graph = check(model(nodes, {"x": [4, 3]}, consts={"w": np.ones((3, 5), np.float32)}))
+    graph = check(model(nodes, {"x": [4, 3]}, constants={"w": np.ones((3, 5), np.float32)}))
     assert [n.op for n in graph.nodes] == ["MatMul", "Expand"]
 
 
@@ -149,15 +156,15 @@ def test_reshape_to_a_shape_that_depends_on_data():
 
 
 def test_huge_result():
-    consts = {"shape": np.array([1 << 20, 1 << 20, 4])}
-    proto = model([node("Expand", ["x", "shape"], ["y"])], {"x": [1]}, consts=consts)
+    constants = {"shape": np.array([1 << 20, 1 << 20, 4])}
+    proto = model([node("Expand", ["x", "shape"], ["y"])], {"x": [1]}, constants=constants)
     refused(proto, None, 'Expand "y"', "16,384.0 GiB", "this machine has", kind=ModelError)
 
 
 def test_huge_constant_is_not_allocated():
-    consts = {"shape": np.array([1 << 31, 1 << 31, 1 << 31])}
+    constants = {"shape": np.array([1 << 31, 1 << 31, 1 << 31])}
     proto = model(
-        [node("ConstantOfShape", ["shape"], ["c"]), node("Add", ["x", "c"], ["y"])], {"x": [1]}, consts=consts
+        [node("ConstantOfShape", ["shape"], ["c"]), node("Add", ["x", "c"], ["y"])], {"x": [1]}, constants=constants
     )
     refused(proto, None, "ConstantOfShape", "GiB", kind=ModelError)
 
@@ -174,4 +181,4 @@ def test_operands_that_do_not_fit():
 
 def test_index_out_of_range_in_shape_arithmetic():
     nodes = [node("Shape", ["x"], ["s"]), node("Gather", ["s", "i"], ["y"])]
-    refused(model(nodes, {"x": [2, 3]}, consts={"i": np.int64(7)}), None, 'Gather "y"', kind=ModelError)
+    refused(model(nodes, {"x": [2, 3]}, constants={"i": np.int64(7)}), None, 'Gather "y"', kind=ModelError)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import helper
 from tests.support.definitions import check, random, reference, undefined
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.kernel.definitions.order import LONGEST
@@ -51,18 +51,8 @@ def test_compiled(level: str, largest: int) -> None:
     x = np.concatenate([SPECIAL, random(5, 6)]).repeat(6, axis=1)
     for axis, count in ((0, 4), (1, 20)):
         node = helper.make_node("TopK", ["x", "k"], ["values", "indices"], axis=axis, largest=largest)
-        graph = helper.make_graph(
-            [node],
-            "order",
-            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
-            [
-                helper.make_tensor_value_info("values", onnx.TensorProto.FLOAT, None),
-                helper.make_tensor_value_info("indices", onnx.TensorProto.INT64, None),
-            ],
-            [onnx.numpy_helper.from_array(k_of(count), "k")],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        with smartmem.compile(model, level=level, threads=2) as compiled:
+        proto = model([node], {"x": x.shape}, ["values", "indices"], {"k": k_of(count)})
+        with smartmem.compile(proto, level=level, threads=2) as compiled:
             assert not compiled.program.report["host"]
             found = compiled(x)
         for mine, wanted in zip(

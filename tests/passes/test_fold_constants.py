@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -22,10 +23,8 @@ def relative(consumer: str, tokens: int = TOKENS) -> onnx.ModelProto:
     """Positions of every two tokens, gathered from two tables; operand of a product per query that sums over their
     values ("product") or over tokens ("weighted"), in a sum ("sum"), or of an operator that runs on the host ("host").
     """
-    tables = [RNG.standard_normal((ROWS, WIDTH)).astype(np.float32) for _ in range(2)]
-    indices = [RNG.integers(0, ROWS, (tokens, tokens)) for _ in range(2)]
-    weights = [numpy_helper.from_array(table, f"table{k}") for k, table in enumerate(tables)]
-    weights += [numpy_helper.from_array(index, f"index{k}") for k, index in enumerate(indices)]
+    constants = {f"table{k}": RNG.standard_normal((ROWS, WIDTH)).astype(np.float32) for k in range(2)}
+    constants |= {f"index{k}": RNG.integers(0, ROWS, (tokens, tokens)) for k in range(2)}
     nodes = [helper.make_node("Gather", [f"table{k}", f"index{k}"], [f"g{k}"]) for k in range(2)]
     nodes.append(helper.make_node("Add", ["g0", "g1"], ["r"]))
     shape = [tokens, HEADS, WIDTH]
@@ -47,11 +46,8 @@ def relative(consumer: str, tokens: int = TOKENS) -> onnx.ModelProto:
             helper.make_node("Add", ["x", "s"], ["z"]),
             helper.make_node("Unique", ["z"], ["y"]),
         ]
-        weights += [numpy_helper.from_array(np.array([k]), name) for k, name in ((0, "zero"), (2, "two"), (2, "axis"))]
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "positions", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        constants |= {"zero": np.array([0]), "two": np.array([2]), "axis": np.array([2])}
+    return model(nodes, {"x": shape}, constants=constants)
 
 
 def kernels(proto: onnx.ModelProto, level: str) -> list[Kernel]:

@@ -8,8 +8,9 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -28,14 +29,11 @@ WITHOUT_HALF = [*AS_KERAS[1:4], ("Mul", ["x", "d"], "y")]
 OF_ANOTHER = [("Relu", ["x"], "z"), *AS_KERAS[:1], ("Mul", ["z", "inverse"], "b"), *AS_KERAS[2:]]
 
 
-def model(steps: list[Step]) -> onnx.ModelProto:
-    constants = {"root": math.sqrt(2), "inverse": math.sqrt(0.5), "half": 0.5, "one": 1.0}
-    arrays = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()]
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (5, 37))
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (5, 37))
+def gelu(steps: list[Step]) -> onnx.ModelProto:
+    """y[5, 37] of x and the numbers that steps name."""
+    numbers = {"root": math.sqrt(2), "inverse": math.sqrt(0.5), "half": 0.5, "one": 1.0}
     nodes = [helper.make_node(operator, inputs, [output]) for operator, inputs, output in steps]
-    graph = helper.make_graph(nodes, "gelu", [x], [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model(nodes, {"x": (5, 37)}, constants={name: np.float32(n) for name, n in numbers.items()}, opset=20)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +41,7 @@ def model(steps: list[Step]) -> onnx.ModelProto:
     [(AS_TORCH, True), (AS_KERAS, True), ([("Gelu", ["x"], "y")], True), (WITHOUT_HALF, False), (OF_ANOTHER, False)],
 )
 def test_gelu(steps: list[Step], found: bool) -> None:
-    proto = model(steps)
+    proto = gelu(steps)
     text = "".join(build_program(proto).sources.values())
     assert ("sm_geluv(" in text) == found
     assert "sm_geluv(" not in "".join(build_program(proto, level="layout").sources.values())
@@ -57,5 +55,5 @@ def test_many_squares() -> None:
     """x to the power of 2^40 by 40 products has 2^40 factors, which nobody lists."""
     names = ["x", *(f"t{k}" for k in range(39)), "y"]
     steps: list[Step] = [("Mul", [a, a], b) for a, b in pairwise(names)]
-    with smartmem.compile(model(steps), threads=1) as compiled:
+    with smartmem.compile(gelu(steps), threads=1) as compiled:
         assert (compiled(np.ones((5, 37), np.float32)) == 1).all()

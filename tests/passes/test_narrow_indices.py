@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from tests.support.onnx_models import info, model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -17,14 +18,12 @@ def gather(rows: int, indices: np.ndarray, also: str = "") -> onnx.ModelProto:
         helper.make_node("Add", ["x", "x"], ["z"]),
         helper.make_node("Gather", ["z", "i"], ["y"], axis=1),
     ]
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (5, rows))
-    outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    inputs, outputs = [info("x", (5, rows))], ["y"]
     if also:
         nodes.append(helper.make_node(also, ["i", "n"], ["j"]))
-        outputs.append(helper.make_tensor_value_info("j", onnx.TensorProto.INT64, None))
-    inputs = [x, helper.make_tensor_value_info("n", onnx.TensorProto.INT64, (1,))] if also else [x]
-    graph = helper.make_graph(nodes, "gather", inputs, outputs, [numpy_helper.from_array(indices, "i")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        inputs.append(info("n", (1,), onnx.TensorProto.INT64))
+        outputs.append("j")
+    return model(nodes, inputs, outputs, {"i": indices})
 
 
 def dtypes(proto: onnx.ModelProto, level: str = "full") -> set[str]:
@@ -64,9 +63,9 @@ def test_two_ranges_stay() -> None:
     """-1 is the last row of either table, not the same entry."""
     indices = np.array([0, -1, 1])
     proto = gather(6, indices)
-    proto.graph.input.append(helper.make_tensor_value_info("u", onnx.TensorProto.FLOAT, (5, 4)))
+    proto.graph.input.append(info("u", (5, 4)))
     proto.graph.node.append(helper.make_node("Gather", ["u", "i"], ["v"], axis=1))
-    proto.graph.output.append(helper.make_tensor_value_info("v", onnx.TensorProto.FLOAT, None))
+    proto.graph.output.append(info("v", None))
     assert "int64" in dtypes(proto)
     rng = np.random.default_rng(1)
     x, u = (rng.standard_normal((5, n)).astype(np.float32) for n in (6, 4))

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -17,11 +18,7 @@ def keys(tokens: int, depth: int, linear: bool) -> onnx.ModelProto:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Relu", ["z"], ["k"])]
     nodes.append(helper.make_node("Transpose", ["k"], ["kt"], perm=[1, 0]))
     nodes.append(helper.make_node("MatMul", ["kt", "q"] if linear else ["q", "kt"], ["y"]))
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (tokens, 48))
-    q = helper.make_tensor_value_info("q", onnx.TensorProto.FLOAT, (tokens, depth))
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "keys", [x, q], [y], [numpy_helper.from_array(w, "w")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, {"x": (tokens, 48), "q": (tokens, depth)}, constants={"w": w})
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -48,14 +45,7 @@ def products(rows: int, middle: int) -> onnx.ModelProto:
         helper.make_node("Add", ["z", "one"], ["k"]),
         helper.make_node("MatMul", ["k", "u"], ["y"]),
     ]
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (rows, 24))
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (rows, 40))
-    constants = {"w": w, "u": u, "one": np.float32(1).reshape(())}
-    arrays = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    return helper.make_model(
-        helper.make_graph(nodes, "products", [x], [y], arrays), opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )  # fmt: skip
+    return model(nodes, {"x": (rows, 24)}, constants={"w": w, "u": u, "one": np.float32(1)})
 
 
 @pytest.mark.parametrize(("rows", "middle", "padding"), [(30, 1024, 16), (30, 768, 16), (30, 1000, 0), (5, 1024, 0)])

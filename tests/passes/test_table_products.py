@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.onnx_models import info, model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -23,15 +24,15 @@ def positions(tokens: int, rows: tuple[int, ...], given: bool = False, after: st
     The indices are constants, or inputs (`given`); `after` is an operator on the result.
     """
     rng = np.random.default_rng([tokens, *rows])
-    index, integer = [tokens, tokens], onnx.TensorProto.INT64
-    weights = [numpy_helper.from_array(rng.standard_normal((n, WIDTH)).astype(np.float32), f"t{n}") for n in rows]
-    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [tokens, HEADS, WIDTH])]
+    index, integer = (tokens, tokens), onnx.TensorProto.INT64
+    constants = {f"t{n}": rng.standard_normal((n, WIDTH)).astype(np.float32) for n in rows}
+    inputs = [info("x", (tokens, HEADS, WIDTH))]
     nodes, total = [], ""
     for n in rows:
         if given:
-            inputs.append(helper.make_tensor_value_info(f"i{n}", integer, index))
+            inputs.append(info(f"i{n}", index, integer))
         else:
-            weights.append(numpy_helper.from_array(rng.integers(-n, n, index), f"i{n}"))
+            constants[f"i{n}"] = rng.integers(-n, n, index)
         nodes.append(helper.make_node("Gather", [f"t{n}", f"i{n}"], [f"g{n}"]))
         if total:
             nodes.append(helper.make_node("Add", [total, f"g{n}"], [f"s{n}"]))
@@ -41,9 +42,7 @@ def positions(tokens: int, rows: tuple[int, ...], given: bool = False, after: st
         helper.make_node("MatMul", ["x", "r"], ["p"]),
         helper.make_node(after or "Identity", ["p"], ["y"]),
     ]
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "positions", inputs, [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return model(nodes, inputs, constants=constants)
 
 
 def products(proto: onnx.ModelProto) -> set[tuple[int, ...]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from tests.support.onnx_models import model
 
 from smartmem.compiler import device_module
 from smartmem.device import Device, DeviceOptions
@@ -28,11 +29,7 @@ def linear_attention(tokens: int, depth: int) -> onnx.ModelProto:
         helper.make_node("Div", ["top", "below"], ["d"]),
         helper.make_node("Relu", ["d"], ["y"]),
     ]
-    inputs = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, (tokens, depth)) for n in "qkv"]
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "linear", inputs, [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, dict.fromkeys("qkv", (tokens, depth)), constants=constants)
 
 
 @pytest.mark.parametrize("level", ["naive", "fuse", "eliminate", "layout", "full"])

@@ -8,6 +8,7 @@ import onnx.helper as oh
 import onnx.numpy_helper as nh
 import onnxruntime as ort
 import pytest
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.frontend.load import load_graph
@@ -26,23 +27,20 @@ def convolution(
     shape = (outputs or channels, channels // group, 3, 3)
     w = (rng.standard_normal(shape) / np.sqrt(9 * shape[1])).astype(np.float32)
     bias = rng.standard_normal(shape[0]).astype(np.float32)
-    inputs = [oh.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, channels, size, size])]
-    constants = [nh.from_array(bias, "bias")]
+    inputs, constants = {"x": (1, channels, size, size)}, {"bias": bias}
     if constant:
-        constants.append(nh.from_array(w, "w"))
+        constants["w"] = w
     else:
-        inputs.append(oh.make_tensor_value_info("w", onnx.TensorProto.FLOAT, list(w.shape)))
+        inputs["w"] = w.shape
     nodes = [
         oh.make_node("Conv", ["x", "w", "bias"], ["c"], pads=[pads] * 4, group=group, **attributes),
         oh.make_node("Relu", ["c"], ["y"]),
     ]
-    output = oh.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = oh.make_graph(nodes, "convolution", inputs, [output], constants)
-    return oh.make_model(graph, opset_imports=[oh.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, inputs, {"y": None}, constants)
 
 
-def rewritten(model: onnx.ModelProto) -> bool:
-    module = lower(load_graph(model, {}))
+def rewritten(proto: onnx.ModelProto) -> bool:
+    module = lower(load_graph(proto, {}))
     before = len(module.steps)
     winograd(module)
     return len(module.steps) > before
@@ -67,11 +65,11 @@ def rewritten(model: onnx.ModelProto) -> bool:
     ],
 )
 def test_it_gives_what_the_convolution_gives(size, pads, options):
-    model = convolution(size, pads=pads, **options)
+    proto = convolution(size, pads=pads, **options)
     channels = options.get("channels", CHANNELS)
     x = np.random.default_rng(size).standard_normal((1, channels, size, size)).astype(np.float32)
-    expected = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
-    with smartmem.compile(model) as compiled:
+    expected = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    with smartmem.compile(proto) as compiled:
         assert any(k["name"].endswith(".products") for k in compiled.program.report["kernels"])
         assert compiled.program.report["totals"]["copies"] == 0
         error = np.linalg.norm(compiled(x) - expected) / np.linalg.norm(expected)
@@ -110,18 +108,18 @@ def test_the_tile_that_saves_more():
 def test_activations_between_are_computed_once():
     """An activation is the epilogue of the convolution before, not part of every tile that reads its result."""
     first = oh.make_node("Conv", ["x", "w0"], ["z"], pads=[1] * 4, strides=[2, 2])
-    model = convolution(28)
+    proto = convolution(28)
     rng = np.random.default_rng(5)
     w = (rng.standard_normal((CHANNELS, CHANNELS, 3, 3)) / 24).astype(np.float32)
-    model.graph.initializer.append(nh.from_array(w, "w0"))
-    for size in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+    proto.graph.initializer.append(nh.from_array(w, "w0"))
+    for size in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
         size.dim_value = 56
-    model.graph.node[0].input[0] = "a"
+    proto.graph.node[0].input[0] = "a"
     for node in (oh.make_node("Mul", ["z", "gate"], ["a"]), oh.make_node("Sigmoid", ["z"], ["gate"]), first):
-        model.graph.node.insert(0, node)
+        proto.graph.node.insert(0, node)
     x = rng.standard_normal((1, CHANNELS, 56, 56)).astype(np.float32)
-    expected = ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
-    with smartmem.compile(model) as compiled:
+    expected = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    with smartmem.compile(proto) as compiled:
         assert [k["name"] for k in compiled.program.report["kernels"]] == ["a", "c.sum.tiles", "c.sum.products", "y"]
         error = np.linalg.norm(compiled(x) - expected) / np.linalg.norm(expected)
     assert error < 1e-5

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import builtins
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import helper
+from tests.support.onnx_models import model
 
 from smartmem.errors import RuntimeFailure
 from smartmem.frontend import load_graph
 from smartmem.graph.ir import Node
 from smartmem.runtime.host import run_node
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "frontend"))
-from frontend_models import model
 
 
 def topk() -> Node:

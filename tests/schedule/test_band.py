@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -19,15 +20,12 @@ def convolution(
     """A convolution with ReLU after it."""
     channels, height, width = image
     w = np.random.default_rng(0).standard_normal((outputs, channels, *kernel)).astype(np.float32)
+    w /= np.sqrt(channels * kernel[0] * kernel[1]).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["z"], pads=pads, strides=strides, dilations=dilations),
         helper.make_node("Relu", ["z"], ["y"]),
     ]
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (1, channels, height, width))
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    weights = [numpy_helper.from_array(w / np.sqrt(channels * kernel[0] * kernel[1]).astype(np.float32), "w")]
-    graph = helper.make_graph(nodes, "convolution", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, {"x": (1, channels, height, width)}, constants={"w": w})
 
 
 def has_band(proto: onnx.ModelProto, level: str = "full") -> bool:

@@ -7,22 +7,13 @@ import math
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
 
 Arrays = dict[str, np.ndarray]
-
-
-def model(
-    nodes: list[onnx.NodeProto], inputs: dict[str, tuple[int, ...]], result: tuple[int, ...], constants: Arrays
-) -> onnx.ModelProto:
-    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in inputs.items()]
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, result)
-    arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "finish", values, [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def text_of(proto: onnx.ModelProto, level: str = "full", march: str = "x86-64-v4") -> str:
@@ -58,7 +49,7 @@ def test_bias_residual_and_relu(rows: int, columns: int, depth: int) -> None:
         helper.make_node("Relu", ["sum"], ["y"]),
     ]
     constants = {"w": normal(0, depth, columns), "bias": normal(1, columns)}
-    proto = model(nodes, {"x": (rows, depth), "residual": (rows, columns)}, (rows, columns), constants)
+    proto = model(nodes, {"x": (rows, depth), "residual": (rows, columns)}, constants=constants)
     assert is_finished(text_of(proto))
     assert is_finished(text_of(proto, march="x86-64-v3"))
     assert not is_finished(text_of(proto, "layout"))
@@ -81,7 +72,7 @@ def test_rows_that_start_anywhere() -> None:
     shapes = {"apart": np.array([side, side, window, window, channels]), "flat": np.array([-1, channels])}
     count = (side * window) ** 2
     inputs = {"x": (side * side, window * window, channels), "residual": (count, channels)}
-    proto = model(nodes, inputs, (count, channels), {"w": weight, **shapes})
+    proto = model(nodes, inputs, constants={"w": weight, **shapes})
     text = text_of(proto)
     assert is_finished(text)
     assert "long *const rows0" in text
@@ -103,8 +94,8 @@ def test_attention(keys: int) -> None:
         helper.make_node("MatMul", ["weights", "v"], ["y"]),
     ]
     shape = (heads, keys, depth)
-    constants = {"scale": np.float32(1 / math.sqrt(depth)).reshape(()), "bias": normal(0, keys, keys)}
-    proto = model(nodes, {"q": shape, "k": shape, "v": shape}, shape, constants)
+    constants = {"scale": np.float32(1 / math.sqrt(depth)), "bias": normal(0, keys, keys)}
+    proto = model(nodes, {"q": shape, "k": shape, "v": shape}, constants=constants)
     text = text_of(proto)
     assert is_finished(text)
     feeds = {name: normal(seed, *shape) for seed, name in enumerate("qkv", 1)}
@@ -120,7 +111,7 @@ def test_long_epilogues_stay_in_a_loop() -> None:
         helper.make_node("Tanh", ["product"], ["y"]),
     ]
     weight = normal(0, 24, 40)
-    proto = model(nodes, {"x": (30, 24)}, (30, 40), {"w": weight})
+    proto = model(nodes, {"x": (30, 24)}, constants={"w": weight})
     assert not is_finished(text_of(proto))
     feeds = {"x": normal(1, 30, 24)}
     check(proto, feeds, np.tanh(feeds["x"] @ weight))

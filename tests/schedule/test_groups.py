@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -20,8 +21,8 @@ def grouped_convolution(size: int, groups: int, stride: int = 1, batch: int = 1,
     rng = np.random.default_rng([size, groups, stride])
     channels = size * groups
 
-    def weight(name: str, *shape: int) -> onnx.TensorProto:
-        return numpy_helper.from_array((rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32), name)
+    def weight(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
 
     nodes = [
         helper.make_node("Conv", ["x", "w0"], ["a"]),
@@ -31,14 +32,11 @@ def grouped_convolution(size: int, groups: int, stride: int = 1, batch: int = 1,
         helper.make_node("Relu", ["b"], ["c"]),
         helper.make_node("Conv", ["c", "w2"], ["y"]),
     ]
-    weights = [
-        weight("w0", channels, 3, 1, 1), weight("w1", channels, size, 3, 3), weight("w2", 5, channels, 1, 1),
-        numpy_helper.from_array(rng.standard_normal(channels).astype(np.float32), "b1"),
-    ]  # fmt: skip
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (batch, 3, height, height + 2))
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "groups", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    weights = {
+        "w0": weight(channels, 3, 1, 1), "w1": weight(channels, size, 3, 3), "w2": weight(5, channels, 1, 1),
+        "b1": rng.standard_normal(channels).astype(np.float32),
+    }  # fmt: skip
+    return model(nodes, {"x": (batch, 3, height, height + 2)}, constants=weights)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +47,12 @@ def grouped_convolution(size: int, groups: int, stride: int = 1, batch: int = 1,
     ],
 )  # fmt: skip
 def test_groups_of_any_size(size: int, groups: int, options: dict[str, Any]) -> None:
-    model = grouped_convolution(size, groups, **options)
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    proto = grouped_convolution(size, groups, **options)
+    shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    expected = ReferenceEvaluator(proto).run(None, {"x": x})[0]
     for level in ("fuse", "full"):
-        result = smartmem.compile(model, level=level, threads=2)(x)
+        result = smartmem.compile(proto, level=level, threads=2)(x)
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
 
 
@@ -88,11 +86,7 @@ def unequal_groups(groups: int, taken: int, given: int, side: int) -> onnx.Model
     ]
     height, width = 9, 11
     constants = {"w": weight, "bias": bias, "shape": np.array([1, groups * taken, height, width])}
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (groups, height, width, taken))
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "groups", [x], [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, {"x": (groups, height, width, taken)}, constants=constants)
 
 
 @pytest.mark.parametrize("side", [1, 3])
@@ -100,12 +94,12 @@ def unequal_groups(groups: int, taken: int, given: int, side: int) -> onnx.Model
     ("groups", "taken", "given"), [(16, 4, 8), (6, 4, 8), (5, 4, 8), (12, 3, 5), (4, 8, 4), (9, 2, 1)]
 )
 def test_unequal_groups(groups: int, taken: int, given: int, side: int) -> None:
-    model = unequal_groups(groups, taken, given, side)
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    proto = unequal_groups(groups, taken, given, side)
+    shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    expected = ReferenceEvaluator(proto).run(None, {"x": x})[0]
     for level in ("layout", "full"):
-        result = smartmem.compile(model, level=level, threads=2)(x)
+        result = smartmem.compile(proto, level=level, threads=2)(x)
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.codegen.target import target_of
@@ -24,7 +25,7 @@ def attention(
     shapes = {"q": (heads, queries, depth), "k": (heads, keys, depth), "v": (heads, keys, width)}
     if mask:
         shapes["mask"] = (queries, keys)
-    scale = numpy_helper.from_array(np.float32(depth**-0.5), "scale")
+    constants = {"scale": np.float32(depth**-0.5)}
     nodes = [helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1])]
     if sqrt_first:
         nodes += [helper.make_node("Mul", ["q", "scale"], ["q1"]), helper.make_node("MatMul", ["q1", "kt"], ["t"])]
@@ -38,15 +39,11 @@ def attention(
         nodes.append(helper.make_node("Softmax", [last], ["p"], axis=-1))
     else:
         nodes.append(helper.make_node("Relu", [last], ["p"]))
-    chosen = [scale]
     if zero_for_nan:
-        chosen.append(numpy_helper.from_array(np.float32(0), "zero"))
+        constants["zero"] = np.float32(0)
         nodes += [helper.make_node("IsNaN", ["p"], ["n"]), helper.make_node("Where", ["n", "zero", "p"], ["p0"])]
     nodes.append(helper.make_node("MatMul", ["p0" if zero_for_nan else "p", "v"], ["y"]))
-    inputs = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in shapes.items()]
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (heads, queries, width))
-    graph = helper.make_graph(nodes, "attention", inputs, [y], chosen)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, shapes, constants=constants)
 
 
 def random(proto: onnx.ModelProto, size: float = 1.0) -> dict[str, Array]:
@@ -187,8 +184,6 @@ def has_quick_exponentials(proto: onnx.ModelProto) -> bool:
 def test_only_a_softmax_has_quick_exponentials() -> None:
     """`exp(t - max t)` alone must not miss NaN in its maximum, and neither must a maximum that something else reads."""
     assert has_quick_exponentials(attention(2, 60, 49, 32, 32))
-    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (8, 49)) for name in "xy")
-    axes = numpy_helper.from_array(np.array([1]), "axes")
     start = [
         helper.make_node("Mul", ["x", "x"], ["t"]),
         helper.make_node("ReduceMax", ["t"], ["m"], axes=[1]),
@@ -200,8 +195,7 @@ def test_only_a_softmax_has_quick_exponentials() -> None:
     multiplied = [helper.make_node("Mul", ["e", "l"], ["y"])]
     read_again = [helper.make_node("Div", ["e", "l"], ["p"]), helper.make_node("Add", ["p", "m"], ["y"])]
     for last, quick in ((divided, True), (multiplied, False), (read_again, False)):
-        graph = helper.make_graph(start + last, "softmax", [x], [y], [axes])
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        proto = model(start + last, {"x": (8, 49)}, constants={"axes": np.array([1])})
         assert has_quick_exponentials(proto) == quick, last
         given = np.random.default_rng(0).standard_normal((8, 49)).astype(np.float32)
         given[3, 5] = np.nan
@@ -237,17 +231,7 @@ def test_a_row_that_is_needed_before_and_after(keys: int) -> None:
         helper.make_node("MatMul", ["p", "v"], ["o"]),
         helper.make_node("Add", ["o", "n"], ["y"]),
     ]
-    inputs = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("x", (300, 32)), ("k", (32, keys)), ("v", (keys, 32)))
-    ]
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (300, 32))
-    weights = [numpy_helper.from_array(value, name) for name, value in values.items()]
-    proto = helper.make_model(
-        helper.make_graph(nodes, "both", inputs, [y], weights),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
+    proto = model(nodes, {"x": (300, 32), "k": (32, keys), "v": (keys, 32)}, constants=values)
     x = rng.standard_normal((300, 32)).astype(np.float32)
     n = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) + 0.5
     e = np.exp(n @ k - (n @ k).max(-1, keepdims=True))

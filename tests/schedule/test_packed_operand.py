@@ -7,8 +7,9 @@ import re
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -18,14 +19,9 @@ def first_layer(taps: int, stride: int, constant: bool = True, channels: int = 3
     """A convolution of an image whose channels lie apart."""
     rng = np.random.default_rng([taps, stride, channels])
     w = (rng.standard_normal((24, channels, taps, taps)) / taps).astype(np.float32)
-    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (1, channels, 19, 22))]
-    if not constant:
-        inputs.append(helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, w.shape))
+    image = {"x": (1, channels, 19, 22)}
     node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[taps // 2] * 4, strides=[stride] * 2)
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    weights = [numpy_helper.from_array(w, "w")] if constant else []
-    graph = helper.make_graph([node], "first_layer", inputs, [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model([node], image, constants={"w": w}) if constant else model([node], image | {"w": w.shape})
 
 
 @pytest.mark.parametrize("level", smartmem.LEVELS)
@@ -34,12 +30,12 @@ def first_layer(taps: int, stride: int, constant: bool = True, channels: int = 3
     [(3, 2, True), (3, 1, True), (7, 2, True), (11, 2, True), (4, 4, True), (3, 2, False)],
 )
 def test_it_gives_what_the_convolution_gives(taps: int, stride: int, constant: bool, level: str) -> None:
-    model = first_layer(taps, stride, constant)
+    proto = first_layer(taps, stride, constant)
     rng = np.random.default_rng()
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.input}
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in proto.graph.input}
     inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    (expected,) = ReferenceEvaluator(model).run(None, inputs)
-    with smartmem.compile(model, level=level, threads=2) as compiled:
+    (expected,) = ReferenceEvaluator(proto).run(None, inputs)
+    with smartmem.compile(proto, level=level, threads=2) as compiled:
         found = compiled(**inputs)
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
 
@@ -54,9 +50,7 @@ def test_a_packed_row_is_one_segment() -> None:
 
 def summed_over_tokens(tokens: int, width: int) -> onnx.ModelProto:
     """relu(k)^T v of two heads, k and v side by side in x[tokens, 2 * 2 * width]: linear attention."""
-    cut = [
-        numpy_helper.from_array(np.array(v), n) for n, v in (("shape", [tokens, 2, 2, width]), ("zero", 0), ("one", 1))
-    ]
+    constants = {"shape": np.array([tokens, 2, 2, width]), "zero": np.array(0), "one": np.array(1)}
     nodes = [
         helper.make_node("Reshape", ["x", "shape"], ["r"]),
         helper.make_node("Transpose", ["r"], ["t"], perm=[1, 2, 0, 3]),
@@ -66,34 +60,31 @@ def summed_over_tokens(tokens: int, width: int) -> onnx.ModelProto:
         helper.make_node("Transpose", ["relu"], ["kt"], perm=[0, 2, 1]),
         helper.make_node("MatMul", ["kt", "v"], ["y"]),
     ]
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (tokens, 4 * width))
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "linear_attention", [x], [y], cut)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, {"x": (tokens, 4 * width)}, constants=constants)
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(64, 32), (50, 32), (49, 40), (33, 17), (100, 75), (1100, 20)])
 def test_rows_that_lie_side_by_side_stay_so(tokens: int, width: int) -> None:
     """Tiles read operand A across its rows: nothing is turned, nothing gathered."""
-    model = summed_over_tokens(tokens, width)
+    proto = summed_over_tokens(tokens, width)
     x = np.random.default_rng().standard_normal((tokens, 4 * width)).astype(np.float32)
-    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": x})
     for level in ("layout", "full"):
-        with smartmem.compile(model, level=level, threads=2) as compiled:
+        with smartmem.compile(proto, level=level, threads=2) as compiled:
             found = compiled(x=x)
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
-    text = "\n".join(build_program(model, march="x86-64-v3").sources.values())
+    text = "\n".join(build_program(proto, march="x86-64-v3").sources.values())
     assert "sm_across_" in text and "sm_transpose(v)" not in text and "sm_load_strided" not in text
 
 
 @pytest.mark.parametrize(("tokens", "slices"), [(384, 2), (383, 1), (1000, 4), (3136, 8)])
 def test_long_sums_of_activations_go_in_slices(tokens: int, slices: int) -> None:
     """Of as many tokens each as one core wrote; a kernel adds them up."""
-    model = summed_over_tokens(tokens, 24)
-    program = build_program(model, march="x86-64-v4")
+    proto = summed_over_tokens(tokens, 24)
+    program = build_program(proto, march="x86-64-v4")
     shapes = [kernel["shape"] for kernel in program.report["kernels"]]
     assert shapes == [[2, 24, 24]] if slices == 1 else shapes[0][0] == slices and shapes[1:] == [[2, 24, 24]]
     x = np.random.default_rng().standard_normal((tokens, 96)).astype(np.float32)
-    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
-    with smartmem.compile(model, threads=2) as compiled:
+    (expected,) = ReferenceEvaluator(proto).run(None, {"x": x})
+    with smartmem.compile(proto, threads=2) as compiled:
         assert np.linalg.norm(compiled(x=x) - expected) / np.linalg.norm(expected) < 1e-5

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from tests.support.onnx_models import info, infos, model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -15,9 +16,9 @@ def attention(batch: int, queries: int, keys: int, depth: int, width: int, route
     """``softmax(q k^T) v + v0``, with rows of k and v that an index of the batch entry gives (`routes`), or all."""
     shapes = {"q": (batch, queries, depth), "k": (batch, keys, depth), "v": (batch, keys, width)}
     nodes, keyed, valued = [], "k", "v"
-    inputs = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in shapes.items()]
+    inputs = infos(shapes)
     if routes:
-        inputs.append(helper.make_tensor_value_info("i", onnx.TensorProto.INT64, (batch, keys)))
+        inputs.append(info("i", (batch, keys), onnx.TensorProto.INT64))
         for name, inner in (("k", depth), ("v", width)):
             nodes += [
                 helper.make_node("Unsqueeze", ["i", "last"], [f"i1{name}"]),
@@ -39,10 +40,7 @@ def attention(batch: int, queries: int, keys: int, depth: int, width: int, route
         "ask": np.array([batch, keys, depth]),
         "asv": np.array([batch, keys, width]),
     }
-    arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (batch, queries, width))
-    graph = helper.make_graph(nodes, "attention", inputs, [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model(nodes, inputs, constants=constants)
 
 
 def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, i: np.ndarray | None = None) -> np.ndarray:

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.onnx_models import info, model
 
 import smartmem
 from smartmem.compiler import build_program
@@ -22,30 +23,24 @@ from smartmem.schedule.tasks import FEWEST, Task, divide_work
 TARGET = Target(lanes=16, registers=32, l1=32 << 10, l2=1 << 20)
 
 
-def constant(name: str, *shape: int) -> onnx.TensorProto:
+def constant(*shape: int) -> np.ndarray:
     rng = np.random.default_rng(list(shape))
-    return numpy_helper.from_array((rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32), name)
+    return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
 
 
-def model(
-    nodes: list[onnx.NodeProto], shapes: dict[str, tuple[int, ...]], weights: list[onnx.TensorProto]
-) -> onnx.ModelProto:
-    kinds = {"i": onnx.TensorProto.INT64}
-    inputs = [helper.make_tensor_value_info(n, kinds.get(n, onnx.TensorProto.FLOAT), s) for n, s in shapes.items()]
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "blocks", inputs, [y], weights)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    return proto
+def inputs(shapes: dict[str, tuple[int, ...]]) -> list[onnx.ValueInfoProto]:
+    """Inputs of float32, and of int64 where `i` is an index."""
+    return [info(n, s, onnx.TensorProto.INT64 if n == "i" else onnx.TensorProto.FLOAT) for n, s in shapes.items()]
 
 
 def product(rows: int, depth: int, columns: int, before: str = "", after: str = "") -> onnx.ModelProto:
     """A product with constant weights after `before` and before `after` ("norm", "gelu" or neither)."""
-    nodes, weights, name = [], [constant("w", depth, columns)], "x"
+    nodes, weights, name = [], {"w": constant(depth, columns)}, "x"
     for place, operator, width in (("before", before, depth), ("product", "", columns), ("after", after, columns)):
         if place == "product":
             nodes.append(helper.make_node("MatMul", [name, "w"], [place]))
         elif operator == "norm":
-            weights += [constant(f"{place}.scale", width), constant(f"{place}.shift", width)]
+            weights |= {f"{place}.scale": constant(width), f"{place}.shift": constant(width)}
             scaled = [name, f"{place}.scale", f"{place}.shift"]
             nodes.append(helper.make_node("LayerNormalization", scaled, [place]))
         elif operator == "gelu":
@@ -54,7 +49,7 @@ def product(rows: int, depth: int, columns: int, before: str = "", after: str = 
             continue
         name = place
     nodes[-1].output[0] = "y"
-    return model(nodes, {"x": (rows, depth)}, weights)
+    return model(nodes, {"x": (rows, depth)}, constants=weights, opset=20)
 
 
 def kernels(proto: onnx.ModelProto) -> list[tuple[Pipeline, Task]]:
@@ -100,8 +95,8 @@ def test_taps_of_a_convolution_count_once() -> None:
         helper.make_node("Conv", ["x", "w1"], ["a"]),
         helper.make_node("Conv", ["a", "w3"], ["y"], pads=[1, 1, 1, 1], strides=[2, 2]),
     ]
-    weights = [constant("w1", 256, 8, 1, 1), constant("w3", 256, 256, 3, 3)]
-    (_, (pipeline, _)) = kernels(model(nodes, {"x": (1, 8, 16, 16)}, weights))
+    weights = {"w1": constant(256, 8, 1, 1), "w3": constant(256, 256, 3, 3)}
+    (_, (pipeline, _)) = kernels(model(nodes, {"x": (1, 8, 16, 16)}, constants=weights))
     assert pipeline.height == 64
     assert pipeline.tiling.group == pipeline.tiling.count
 
@@ -162,15 +157,15 @@ def test_results(level: str, rows: int, depth: int, columns: int, before: str, a
 @pytest.mark.parametrize("rows", [130, 249])
 def test_local_rows_are_those_of_the_kernel(rows: int, threads: int) -> None:
     """Tasks of columns share normalized rows in scratch; the next kernel of the same shape computes its own."""
-    nodes, weights, name = [], [], "x"
+    nodes, weights, name = [], {}, "x"
     for k in range(4):
-        weights += [constant(f"scale{k}", 256), constant(f"shift{k}", 256), constant(f"w{k}", 256, 256)]
+        weights |= {f"scale{k}": constant(256), f"shift{k}": constant(256), f"w{k}": constant(256, 256)}
         last = "y" if k == 3 else f"a{k}"
         nodes.append(helper.make_node("LayerNormalization", [name, f"scale{k}", f"shift{k}"], [f"n{k}"]))
         nodes.append(helper.make_node("MatMul", [f"n{k}", f"w{k}"], [f"m{k}"]))
         nodes.append(helper.make_node("Add", [f"m{k}", name], [last]))
         name = last
-    proto = model(nodes, {"x": (rows, 256)}, weights)
+    proto = model(nodes, {"x": (rows, 256)}, constants=weights)
     found = kernels(proto)
     assert len(found) == 4 and all(len(p.regions) == 2 and t.column_chunks > 1 for p, t in found)
     x = np.random.default_rng(1).standard_normal((rows, 256)).astype(np.float32)
@@ -184,7 +179,6 @@ def routed(regions: int, keys: int, width: int) -> onnx.ModelProto:
     """Attention of 4 queries per region to keys and values of the regions that an index names."""
     names = ["k", "v"]
     nodes = [helper.make_node("Gather", [n, "i"], [f"{n}.taken"], axis=0) for n in names]  # (regions, routes, keys, w)
-    weights = [numpy_helper.from_array(np.array([regions, -1, width], np.int64), "shape")]
     nodes += [helper.make_node("Reshape", [f"{n}.taken", "shape"], [f"{n}.flat"]) for n in names]
     nodes += [
         helper.make_node("Transpose", ["k.flat"], ["k.turned"], perm=[0, 2, 1]),
@@ -193,7 +187,7 @@ def routed(regions: int, keys: int, width: int) -> onnx.ModelProto:
         helper.make_node("MatMul", ["parts", "v.flat"], ["y"]),
     ]
     shapes = {"q": (regions, 4, width), "i": (regions, 3), "k": (regions, keys, width), "v": (regions, keys, width)}
-    return model(nodes, shapes, weights)
+    return model(nodes, inputs(shapes), constants={"shape": np.array([regions, -1, width])})
 
 
 @pytest.mark.parametrize("level", ["layout", "full"])
@@ -210,7 +204,7 @@ def test_keys_that_an_index_names(level: str, regions: int, keys: int, width: in
 def test_rows_that_an_index_names_are_found_once() -> None:
     """V is packed row by row, K in squares of columns: the index is looked up where a row or a column starts."""
     nodes = [helper.make_node("Gather", ["w", "i"], ["b"], axis=0), helper.make_node("MatMul", ["x", "b"], ["y"])]
-    (text,) = build_program(model(nodes, {"x": (4, 20), "i": (20,), "w": (9, 64)}, [])).sources.values()
+    (text,) = build_program(model(nodes, inputs({"x": (4, 20), "i": (20,), "w": (9, 64)}))).sources.values()
     inside = [line for line in text.splitlines() if "sm_load(from" in line]
     assert inside
     assert not any("sm_index" in line and "sm_load(" in line for line in text.splitlines())
@@ -226,7 +220,7 @@ def test_entries_that_share_routes_share_starts() -> None:
         helper.make_node("MatMul", ["q", "keys"], ["y"]),
     ]
     shapes = {"q": (regions, heads, 3, width), "i": (regions, 20), "k": (regions, heads, width)}
-    proto, rng = model(nodes, shapes, []), np.random.default_rng(5)
+    proto, rng = model(nodes, inputs(shapes)), np.random.default_rng(5)
     (text,) = build_program(proto).sources.values()
     assert f"!= b / {heads}" in text
     with smartmem.compile(proto, threads=2) as compiled:
@@ -240,7 +234,7 @@ def test_entries_that_share_routes_share_starts() -> None:
 @pytest.mark.parametrize(("depth", "by_rows"), [(40, False), (1000, True)])
 def test_rows_of_a_deep_operand_are_packed_whole(depth: int, by_rows: bool) -> None:
     """A line that holds two vectors of a row should not be read again after it has left L1."""
-    proto = model([helper.make_node("MatMul", ["x", "b"], ["y"])], {"x": (8, depth), "b": (depth, 33)}, [])
+    proto = model([helper.make_node("MatMul", ["x", "b"], ["y"])], {"x": (8, depth), "b": (depth, 33)})
     (text,) = build_program(proto).sources.values()
     packing = text[text.index("*held !=") :]
     assert (packing.index("for (long k0") < packing.index("for (long n = 0")) == by_rows

@@ -5,22 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.codegen.target import target_of
 from smartmem.compiler import build_program
 from smartmem.schedule.code import STREAMED
-
-
-def model(
-    nodes: list[onnx.NodeProto], shape: tuple[int, ...], result: tuple[int, ...], **constants: np.ndarray
-) -> onnx.ModelProto:
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, result)
-    arrays = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "stream", [x], [y], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def large_rows(columns: int) -> int:
@@ -39,10 +30,10 @@ def test_products(columns: int) -> None:
     rows = large_rows(columns)
     weight = np.random.default_rng(0).standard_normal((8, columns)).astype(np.float32)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Relu", ["z"], ["y"])]
-    proto = model(nodes, (rows, 8), (rows, columns), w=weight)
+    proto = model(nodes, {"x": (rows, 8)}, constants={"w": weight})
     assert streams(proto)
     assert not streams(proto, "layout")
-    assert not streams(model(nodes, (100, 8), (100, columns), w=weight))
+    assert not streams(model(nodes, {"x": (100, 8)}, constants={"w": weight}))
     x = np.random.default_rng(1).standard_normal((rows, 8)).astype(np.float32)
     with smartmem.compile(proto, threads=2) as compiled:
         np.testing.assert_allclose(compiled(x), np.maximum(x @ weight, 0), rtol=1e-5, atol=1e-5)
@@ -57,8 +48,7 @@ def test_pointwise_results_that_another_thread_reads() -> None:
         helper.make_node("ReduceSum", ["e", "axes"], ["y"], keepdims=0),
         helper.make_node("Add", ["e", "x"], ["z"]),
     ]
-    proto = model(nodes, (rows, side), (side,), axes=np.array([0]))
-    proto.graph.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, (rows, side)))
+    proto = model(nodes, {"x": (rows, side)}, ["y", "z"], {"axes": np.array([0])})
     assert streams(proto)
     x = np.random.default_rng(1).uniform(-1, 1, (rows, side)).astype(np.float32)
     with smartmem.compile(proto, threads=2) as compiled:

@@ -5,24 +5,17 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
 from smartmem.schedule.loops import _jam_width
 
 
-def weight(name: str, *shape: int) -> onnx.TensorProto:
-    rng = np.random.default_rng(list(shape))
-    return numpy_helper.from_array((rng.standard_normal(shape) / 4).astype(np.float32), name)
-
-
-def model(nodes: list[onnx.NodeProto], shape: tuple[int, ...], weights: list[onnx.TensorProto]) -> onnx.ModelProto:
-    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)
-    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "windows", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+def weight(*shape: int) -> np.ndarray:
+    return (np.random.default_rng(list(shape)).standard_normal(shape) / 4).astype(np.float32)
 
 
 def depthwise(channels: int, side: int, taps: int, stride: int = 1) -> onnx.ModelProto:
@@ -34,8 +27,8 @@ def depthwise(channels: int, side: int, taps: int, stride: int = 1) -> onnx.Mode
         ),
         helper.make_node("Conv", ["b", "w2"], ["y"]),
     ]
-    weights = [weight("w0", channels, 3, 1, 1), weight("w1", channels, 1, taps, taps), weight("w2", 7, channels, 1, 1)]
-    return model(nodes, (1, 3, side, side + 1), weights)
+    weights = {"w0": weight(channels, 3, 1, 1), "w1": weight(channels, 1, taps, taps), "w2": weight(7, channels, 1, 1)}
+    return model(nodes, {"x": (1, 3, side, side + 1)}, constants=weights)
 
 
 def agrees(proto: onnx.ModelProto, level: str) -> None:
@@ -70,8 +63,7 @@ def test_weights_lie_along_the_lane() -> None:
     program = build_program(depthwise(32, 14, 3), level="full")
     packed = {name: data for name, data in program.weights.items() if ".lanes" in name}
     assert [data.shape for data in packed.values()] == [(3, 3, 32)]
-    original = numpy_helper.to_array(weight("w1", 32, 1, 3, 3))
-    np.testing.assert_array_equal(next(iter(packed.values())), original[:, 0].transpose(1, 2, 0))
+    np.testing.assert_array_equal(next(iter(packed.values())), weight(32, 1, 3, 3)[:, 0].transpose(1, 2, 0))
     assert "w1" not in program.weights
     (number,) = (k for k, row in enumerate(program.report["kernels"]) if row["family"] == "window")
     symbol = program.steps[number].symbol
@@ -115,8 +107,7 @@ def test_gelu_of_columns_that_run_together(columns: int) -> None:
         helper.make_node("Gelu", ["d"], ["e"]),
         helper.make_node("Transpose", ["e"], ["y"], perm=[0, 2, 3, 1]),
     ]
-    proto = model(nodes, (1, 9, columns, 32), [weight("w", 32, 1, 3, 3)])
-    proto.opset_import[0].version = 20
+    proto = model(nodes, {"x": (1, 9, columns, 32)}, constants={"w": weight(32, 1, 3, 3)}, opset=20)
     text = "".join(build_program(proto).sources.values())
     assert "sm_gelu_each(kept" in text
     agrees(proto, "full")
@@ -125,8 +116,8 @@ def test_gelu_of_columns_that_run_together(columns: int) -> None:
 @pytest.mark.parametrize("rows", [49, 50, 13])
 def test_tasks_share_the_only_outer_loop(rows: int) -> None:
     """Of TopK the lane and the rows are all loops there are: tasks have some groups of rows each."""
-    k = numpy_helper.from_array(np.array([4]), "k")
-    proto = model([helper.make_node("TopK", ["x", "k"], ["y", "i"])], (rows, 49), [k])
+    nodes = [helper.make_node("TopK", ["x", "k"], ["y", "i"])]
+    proto = model(nodes, {"x": (rows, 49)}, constants={"k": np.array([4])})
     assert max(step.tasks for step in build_program(proto).steps if hasattr(step, "tasks")) > 1
     agrees(proto, "full")
 
@@ -135,7 +126,6 @@ def windows_and_convolution() -> onnx.ModelProto:
     """Attention in windows of 4x4 tokens plus a depthwise convolution of the values, then a projection."""
     side, window, channels, heads = 16, 4, 32, 2
     count, size = side // window, channels // heads
-    cut = np.array([count, window, count, window, heads, size])
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["v"]),
         helper.make_node("Reshape", ["v", "cut"], ["v1"]),
@@ -155,14 +145,13 @@ def windows_and_convolution() -> onnx.ModelProto:
         helper.make_node("Conv", ["both", "e"], ["y"]),
     ]
     shapes = {
-        "cut": cut,
+        "cut": np.array([count, window, count, window, heads, size]),
         "rows": np.array([count * count, heads, window * window, size]),
         "split": np.array([count, count, heads, window, window, size]),
         "image": np.array([1, channels, side, side]),
     }
-    weights = [weight("w", channels, channels), weight("d", channels, 1, 3, 3), weight("e", 8, channels, 1, 1)]
-    weights += [numpy_helper.from_array(data.astype(np.int64), name) for name, data in shapes.items()]
-    return model(nodes, (side, side, channels), weights)
+    weights = {"w": weight(channels, channels), "d": weight(channels, 1, 3, 3), "e": weight(8, channels, 1, 1)}
+    return model(nodes, {"x": (side, side, channels)}, constants=weights | shapes)
 
 
 @pytest.mark.parametrize("level", ["naive", "full"])

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnx.reference
+from tests.support.onnx_models import info, model
 
 from smartmem.frontend.normalise import Context, normalise
 from smartmem.graph.ir import Node, Value
@@ -47,16 +48,10 @@ def reference(
     names = ["" if x is None else f"x{i}" for i, x in enumerate(inputs)]
     results = [f"y{i}" for i in range(outputs)]
     proto = onnx.helper.make_node(op, names, results, name="node", **attrs)
-    infos = [
-        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
-        for name, x in zip(names, inputs, strict=True)
-        if x is not None
-    ]
-    ends = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in results]
-    graph = onnx.helper.make_graph([proto], "test", infos, ends)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     feeds = {name: x for name, x in zip(names, inputs, strict=True) if x is not None}
-    return [np.asarray(y) for y in onnx.reference.ReferenceEvaluator(model).run(None, feeds)]
+    infos = [info(name, x.shape, onnx.helper.np_dtype_to_tensor_dtype(x.dtype)) for name, x in feeds.items()]
+    evaluator = onnx.reference.ReferenceEvaluator(model([proto], infos, results, opset=opset))
+    return [np.asarray(y) for y in evaluator.run(None, feeds)]
 
 
 def make_node(

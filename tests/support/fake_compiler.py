@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.helper
+from tests.support import onnx_models
 from tests.support.programs import REPORT, WEIGHT, tiny
 
 from smartmem.errors import ModelError
@@ -18,17 +19,12 @@ from smartmem.runtime.artifact import Program
 
 def write_model(path: Path) -> Path:
     """s = ReduceSum(Exp(x) * w)."""
-    weight = onnx.numpy_helper.from_array(WEIGHT, "w")
-    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
     nodes = [
         onnx.helper.make_node("Exp", ["x"], ["e"]),
         onnx.helper.make_node("Mul", ["e", "w"], ["y"]),
         onnx.helper.make_node("ReduceSum", ["y", "axes"], ["s"], keepdims=0),
     ]
-    x = onnx.helper.make_tensor_value_info("x", 1, ["rows", 8])
-    s = onnx.helper.make_tensor_value_info("s", 1, ["rows"])
-    graph = onnx.helper.make_graph(nodes, "tiny", [x], [s], [weight, axes])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(onnx_models.model(nodes, {"x": ["rows", 8]}, {"s": ["rows"]}, {"w": WEIGHT, "axes": np.array([1])}), path)
     return path
 
 

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
+from tests.support.onnx_models import model
 from typer.testing import CliRunner
 
 from smartmem.errors import InputError, ModelError, SmartmemError
@@ -172,38 +173,28 @@ COUNTED = [
 
 @pytest.mark.parametrize("op, attributes, shapes, expected", COUNTED)
 def test_macs_of_one_node(op: str, attributes: dict[str, object], shapes: list[tuple[int, ...]], expected: int) -> None:
-    inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, shape) for i, shape in enumerate(shapes)]
-    node = helper.make_node(op, [value.name for value in inputs], ["y"], **attributes)
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph([node], "g", inputs, [output])
-    assert count.macs(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])) == expected
+    inputs = {f"x{i}": shape for i, shape in enumerate(shapes)}
+    node = helper.make_node(op, list(inputs), ["y"], **attributes)
+    assert count.macs(model([node], inputs)) == expected
 
 
 def test_macs_evaluates_arithmetic_on_shapes() -> None:
     """As torch's older exporter writes it: a slice up to half of an extent."""
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, (6, 4))]
-    one, two = (helper.make_tensor(name, TensorProto.INT64, (1,), [k]) for name, k in (("start", 0), ("two", 2)))
-    weights = helper.make_tensor("w", TensorProto.FLOAT, (4, 5), np.ones(20))
+    constants = {"start": np.array([0]), "two": np.array([2]), "w": np.ones((4, 5), np.float32)}
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"], end=1),
         helper.make_node("Div", ["shape", "two"], ["half"]),
         helper.make_node("Slice", ["x", "start", "half"], ["part"]),
         helper.make_node("MatMul", ["part", "w"], ["y"]),
     ]
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "g", inputs, [output], [one, two, weights])
-    assert count.macs(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])) == 3 * 4 * 5
+    assert count.macs(model(nodes, {"x": (6, 4)}, constants=constants)) == 3 * 4 * 5
 
 
 def test_macs_wants_static_shapes(tmp_path: Path) -> None:
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 4))]
-    weights = helper.make_tensor("w", TensorProto.FLOAT, (4, 5), np.ones(20))
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], "g", inputs, [output], [weights]
-    )
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="m")
+    proto = model([node], {"x": ("n", 4)}, constants={"w": np.ones((4, 5), np.float32)})
     with pytest.raises(InputError, match="x"):
-        count.macs(helper.make_model(graph))
+        count.macs(proto)
     with pytest.raises(ModelError, match=r"absent\.onnx"):
         count.macs(tmp_path / "absent.onnx")
 
