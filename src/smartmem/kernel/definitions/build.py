@@ -80,17 +80,18 @@ def apply(op: str, *args: Expr | float) -> Expr:
 
 
 class Stages:
-    """Collects the stages of one node; internal stages get the name of the output and a suffix."""
+    """Collects the stages of one node; internal stages get the name of its first output and a suffix."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.name = next(value.name for value in node.outputs if value is not None)
         self.list: list[Stage] = []
 
     def add(
         self, suffix: str, shape: Sequence[int], body: Expr, reduce: Sequence[int] = (), combine: str = ""
     ) -> Value:
-        """Adds the internal stage ``{output}.{suffix}`` and returns its tensor. See `Stage` for the arguments."""
-        return self._append(f"{self.node.output.name}.{suffix}", shape, body, reduce, combine)
+        """Adds the internal stage ``{first output}.{suffix}`` and returns its tensor. See `Stage` for the arguments."""
+        return self._append(f"{self.name}.{suffix}", shape, body, reduce, combine)
 
     def output(self, body: Expr, reduce: Sequence[int] = (), combine: str = "", position: int = 0) -> list[Stage]:
         """Adds the stage of output `position`, cast to the output's dtype, and returns all stages so far.
