@@ -28,7 +28,7 @@ from smartmem.schedule.finish import Ending, Finish, finish_of
 from smartmem.schedule.flatten import B, Flat, K, N
 from smartmem.schedule.operand_a import Walk, even_step, walk_of
 from smartmem.schedule.operand_b import direct_b, held_of
-from smartmem.schedule.tile_functions import ROWS_ACROSS, grouped_tile_function, tile_function
+from smartmem.schedule.tile_functions import FEW, ROWS_ACROSS, grouped_tile_function, tile_function
 from smartmem.schedule.tiling import Tiling, tile_columns
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
         if (epilogue or [stage])[-1] is p.stages[-1] and e.task.column_chunks > 1:
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
         prefetch = -(-4 * product.vectors // tiling.group) if streamed and p.target.tuned else 0
+        if p.height * product.vectors <= FEW:  # it does nothing but read B in order, which processors foresee
+            prefetch = 0
         for number, place in enumerate(product.finish.tables if product.finish is not None else ()):
             w.line(f"long *const rows{number} = (long *)(s + {p.reserve(2 * tiling.block)});")
             with w.loop("r", "rows"):

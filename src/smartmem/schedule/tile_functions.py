@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from smartmem.schedule.finish import Ending
 
+FEW = 4  # accumulators of a tile that has others for each of four steps: an addition takes as many cycles
 ROWS_ACROSS = "(rows + SM_W - 1) / SM_W * SM_W"  # `step` of a block of rows packed across: whole vectors, as C
 
 
-def _step(rows: int, vectors: int, b: str, a: str) -> str:
-    """One step of k of the register tile: a row of B times a column of A, as a C block."""
+def _step(rows: int, vectors: int, b: str, a: str, row: str = "i") -> str:
+    """One step of k of the register tile: a row of B times a column of A, as a C block; `row` of the accumulators."""
     return f"""{{
                 f32v column[{vectors}];
 #pragma GCC unroll {vectors}
@@ -26,9 +27,20 @@ def _step(rows: int, vectors: int, b: str, a: str) -> str:
                 for (int i = 0; i < {rows}; ++i) {{
                     const f32v x = sm_splat({a});
 #pragma GCC unroll {vectors}
-                    for (int j = 0; j < {vectors}; ++j) acc[i][j] += x * column[j];
+                    for (int j = 0; j < {vectors}; ++j) acc[{row}][j] += x * column[j];
                 }}
             }}"""
+
+
+def _joined(rows: int, vectors: int) -> str:
+    """C text that adds the sums of each fourth step."""
+    return f"""\
+#pragma GCC unroll {rows}
+    for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+        for (int j = 0; j < {vectors}; ++j)
+            acc[i][j] = (acc[i][j] + acc[{rows} + i][j]) + (acc[2 * {rows} + i][j] + acc[3 * {rows} + i][j]);
+"""
 
 
 def _kept(rows: int, vectors: int) -> str:
@@ -84,6 +96,9 @@ const float *row[{rows}];
     else:
         operand, loop = "const float *a, long step", "{"
         unrolled, rest = "a[(k + u) * step + i]", "a[k * step + i]"
+    held, row, joined = rows, "i", ""
+    if rows * vectors <= FEW:  # else each sum would wait for its last step
+        held, row, joined = 4 * rows, f"u * {rows} + i", _joined(rows, vectors)
     into, end = "float *c, long apart, int first", _kept(rows, vectors)
     if ending is not None:
         name, into, end = name + ending.suffix, ending.parameters, ending.text(rows)
@@ -93,9 +108,9 @@ const float *row[{rows}];
 static __attribute__((noinline)) void {name}({operand}, long from, long to,
                                              const float *b, long stride, const float *next,
                                              {into}) {{
-    f32v acc[{rows}][{vectors}];
-#pragma GCC unroll {rows}
-    for (int i = 0; i < {rows}; ++i)
+    f32v acc[{held}][{vectors}];
+#pragma GCC unroll {held}
+    for (int i = 0; i < {held}; ++i)
 #pragma GCC unroll {vectors}
         for (int j = 0; j < {vectors}; ++j) acc[i][j] = sm_splat(0.0f);
     (void)next;
@@ -103,11 +118,11 @@ static __attribute__((noinline)) void {name}({operand}, long from, long to,
         long k = from;
         for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
 #pragma GCC unroll 4
-            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", unrolled)}
+            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", unrolled, row)}
         }}
         for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", rest)}
     }}
-{end}
+{joined}{end}
 }}
 """
     return name, text

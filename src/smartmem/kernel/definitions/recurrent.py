@@ -257,16 +257,19 @@ def _rnn(
 
 def _all_steps(network: _Network, stages: Stages, result: Value, states: Sequence[Sequence[Value]]) -> None:
     """Output Y: the states of all steps and directions."""
-    shape = (network.steps, *network.state)
-    space = coordinates(shape)
-    ways = []
-    for direction, (taken, reverse) in enumerate(zip(states, network.reverse, strict=True)):
-        pieces = [raw(state, space[1:]) for state in (reversed(taken) if reverse else taken)]
-        ways.append(stages.add(f"y{direction}", shape, _along(space[0], pieces)))
     axes = coordinates(result.dims)
     b, t, d = axes[:3] if network.batch_first else (axes[2], axes[0], axes[1])
-    body = _along(d, [raw(way, (t, b, axes[3])) for way in ways])
-    stages.output(body, position=0)
+    in_time = [list(reversed(taken)) if back else taken for taken, back in zip(states, network.reverse, strict=True)]
+    if len(in_time) == 1:
+        stages.output(_along(t, [raw(state, (b, axes[3])) for state in in_time[0]]))
+        return
+    shape = (network.steps, *network.state)
+    step, *rest = coordinates(shape)
+    ways = [
+        stages.add(f"y{direction}", shape, _along(step, [raw(state, rest) for state in taken]))
+        for direction, taken in enumerate(in_time)
+    ]
+    stages.output(_along(d, [raw(way, (t, b, axes[3])) for way in ways]))
 
 
 def _last_step(network: _Network, stages: Stages, result: Value, values: Sequence[Value | None]) -> None:
