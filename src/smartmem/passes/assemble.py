@@ -13,10 +13,9 @@ from smartmem.passes.plan_memory import Lifetime, lower_bound, plan_memory
 from smartmem.passes.slots import Slots, lifetimes, specs
 from smartmem.runtime.artifact import HostStep, NativeStep, Program, Slot
 from smartmem.schedule.choose import schedule
-from smartmem.schedule.code import Array, KernelCode, Target
+from smartmem.schedule.code import KernelCode, Target
 
 Progress = Callable[[str, int, int], None]
-SAMPLES = 256  # elements by which arrays are told apart before all of them are compared
 
 
 def assemble(module: Module, target: Target, level: str, march: str, progress: Progress | None) -> Program:
@@ -27,7 +26,6 @@ def assemble(module: Module, target: Target, level: str, march: str, progress: P
         if progress:
             progress("generate", number, len(kernels))
         codes.append(schedule(kernel, module.storages, target, module.constants))
-    _share_weights(codes)
     emitted = emit([(k.tensor, c) for k, c in zip(kernels, codes, strict=True)])
     slots = _Slots(module, codes)
     steps: list[NativeStep | HostStep] = []
@@ -55,21 +53,6 @@ def assemble(module: Module, target: Target, level: str, march: str, progress: P
     program.report["families"] = [c.family for c in codes]
     program.report["code_notes"] = [c.notes for c in codes]
     return program
-
-
-def _share_weights(codes: list[KernelCode]) -> None:
-    """Kernels that packed equal constants (the steps of a sequence) use one copy of them."""
-    kept: dict[tuple[object, ...], list[tuple[str, Array]]] = {}
-    for code in codes:
-        for name, data in list(code.weights.items()):
-            some = data.reshape(-1)[:: max(1, data.size // SAMPLES)].tobytes()
-            others = kept.setdefault((data.shape, data.dtype, some), [])
-            same = next((other for other, held in others if np.array_equal(held, data)), None)
-            if same is None:
-                others.append((name, data))
-            else:
-                code.weights = {same if key == name else key: value for key, value in code.weights.items()}
-                code.buffers = [same if buffer == name else buffer for buffer in code.buffers]
 
 
 class _Slots(Slots[Slot]):

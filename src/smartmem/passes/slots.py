@@ -17,6 +17,7 @@ from smartmem.runtime.artifact import HostStep, TensorSpec
 
 Array = np.ndarray[Any, Any]
 S = TypeVar("S")
+SAMPLES = 256  # elements by which arrays are told apart before all of them are compared
 
 
 class Slots(ABC, Generic[S]):
@@ -27,6 +28,7 @@ class Slots(ABC, Generic[S]):
         self.slots: list[S] = []
         self.weights: dict[str, Array] = {}
         self.packed = dict(packed)
+        self._same = _equal(self.packed)
         self._numbers: dict[str, int] = {}
         for value in (*module.inputs, *module.outputs):
             self.number(value.name)
@@ -36,7 +38,8 @@ class Slots(ABC, Generic[S]):
         """The slot of a buffer that is used for the first time."""
 
     def number(self, name: str) -> int:
-        """The number of a buffer's slot, made on first use."""
+        """The number of a buffer's slot, made on first use; equal packed constants have one."""
+        name = self._same.get(name, name)
         if name not in self._numbers:
             slot = self.make(name)
             self._numbers[name] = len(self.slots)
@@ -65,6 +68,21 @@ class Slots(ABC, Generic[S]):
             name = f"{node.name or node.output.name}.operand{position}"
             self.packed[name] = array
             yield self.number(name)
+
+
+def _equal(packed: Mapping[str, Array]) -> dict[str, str]:
+    """The first of equal arrays by the names of the others (steps of a sequence pack the same weights)."""
+    firsts: dict[tuple[object, ...], list[str]] = {}
+    same: dict[str, str] = {}
+    for name, data in packed.items():
+        some = data.reshape(-1)[:: max(1, data.size // SAMPLES)].tobytes()
+        others = firsts.setdefault((data.shape, data.dtype, some), [])
+        first = next((other for other in others if np.array_equal(packed[other], data)), None)
+        if first is None:
+            others.append(name)
+        else:
+            same[name] = first
+    return same
 
 
 def lifetimes(touched: Sequence[Sequence[int]]) -> dict[int, tuple[int, int]]:
