@@ -44,6 +44,7 @@ class _Product:
     """A contraction while it is written: what its loops share.
 
     Attributes:
+        emitter: what writes it.
         stage, epilogue: the contraction, and what follows in the same rows.
         flat, walk: the contraction with flat rows and columns, and how its tiles go through operand A.
         width: columns of a panel.
@@ -69,6 +70,7 @@ class _Product:
 
     @property
     def vectors(self) -> int:
+        """Of a row of a panel."""
         return self.width // self.emitter.pipeline.target.lanes
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from smartmem.graph.ir import Node, Value
 from smartmem.index.lin import Lin, axis_digit
@@ -30,8 +29,9 @@ LONGEST = 128  # steps, each of which has kernels of its own
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
-Gate = Callable[[int], Expr]  # the sums of a gate by its number, at coordinate (b, j)
 Activation = Callable[[Expr], Expr]
+Gate = Callable[[int], Expr]  # the sum of a gate by its number, at coordinate (b, j)
+State = tuple[Value, "Value | None"]  # [batch, size] each; an LSTM has cells, too
 
 _FUNCTIONS: dict[str, Activation] = {
     "sigmoid": lambda x: apply("sigmoid", x),
@@ -47,13 +47,12 @@ def recurrent(node: Node) -> list[Stage] | None:
     if network is None:
         return None
     stages = Stages(node)
-    states = [_run(network, stages, direction) for direction in range(len(network.reverse))]
+    ways = [_Way(network, stages, number).run() for number in range(len(network.reverse))]
     for position, value in enumerate(node.outputs):
         if value is not None and position == 0:
-            _all_steps(network, stages, value, [state for state, _ in states])
+            _all_steps(network, stages, value, [[hidden for hidden, _ in states] for states in ways])
         elif value is not None:
-            last = [state[-1] if position == 1 else cell for state, cell in states]
-            _last_step(network, stages, value, last)
+            _last_step(network, stages, value, [states[-1][position - 1] for states in ways])
     return stages.list
 
 
@@ -65,7 +64,7 @@ class _Network:
         steps, batch, size: of the sequence, the batch, the state.
         reverse: of each direction, whether it goes through the sequence backwards.
         batch_first: whether the batch is the first axis of inputs and outputs (layout 1).
-        functions: of each direction.
+        functions: the activations f, g, h of each direction, as many as the operator has.
     """
 
     node: Node
@@ -81,6 +80,11 @@ class _Network:
         """The shape of one direction's state: the axes b and j."""
         return self.batch, self.size
 
+    @property
+    def resets_after(self) -> bool:
+        """Whether a GRU applies its reset gate after the product with the state."""
+        return self.node.op == "GRU" and bool(self.node.attrs.get("linear_before_reset"))
+
 
 def _network(node: Node) -> _Network | None:
     x, count, attrs = present(node, 0), GATES[node.op], node.attrs
@@ -89,7 +93,9 @@ def _network(node: Node) -> _Network | None:
     names = [_text(name).lower() for name in attrs.get("activations") or ()]
     batch_first = bool(attrs.get("layout"))
     batch, steps = x.dims[:2] if batch_first else (x.dims[1], x.dims[0])
-    if reverse is None or not is_float(x.dtype) or steps > LONGEST or attrs.get("clip") or attrs.get("input_forget"):
+    if reverse is None or not is_float(x.dtype) or steps > LONGEST or attrs.get("input_forget"):
+        return None
+    if attrs.get("clip") is not None:
         return None
     per = len(ACTIVATIONS[node.op])
     names = names or [name.lower() for name in ACTIVATIONS[node.op]] * len(reverse)
@@ -109,175 +115,166 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _run(network: _Network, stages: Stages, direction: int) -> tuple[list[Value], Value | None]:
-    """The states after each step of a direction, in the order of the steps taken, and an LSTM's last cells."""
-    steps = range(network.steps)
-    inputs = _inputs(network, stages, direction)
-    step = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}[network.node.op]
-    before, cell = _initial(network, stages, direction, 5, "h"), None
-    if network.node.op == "LSTM":
-        cell = _initial(network, stages, direction, 6, "c")
-    states: list[Value] = []
-    for number, at in enumerate(reversed(steps) if network.reverse[direction] else steps):
-        here = partial(_at_step, inputs, at)
-        before, cell = step(network, stages, direction, f"{direction}.{number}", here, before, cell)
-        states.append(before)
-    return states, cell
+@dataclass(frozen=True)
+class _Way:
+    """One direction of a network, and the stages that it adds to."""
 
+    network: _Network
+    stages: Stages
+    number: int
 
-def _at_step(inputs: Value, step: int, space: tuple[Lin, ...]) -> Expr:
-    """The inputs' part of the gates at (b, g)."""
-    return raw(inputs, (Lin(step), *space))
+    def run(self) -> list[State]:
+        """The states after each step, in the order of the steps taken."""
+        network, steps = self.network, range(self.network.steps)
+        inputs = self.inputs()
+        step = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}[network.node.op]
+        hidden, cells = self.initial(5, "h"), self.initial(6, "c") if network.node.op == "LSTM" else None
+        states: list[State] = []
+        for taken, at in enumerate(reversed(steps) if network.reverse[self.number] else steps):
+            hidden, cells = step(_Step(self, f"{self.number}.{taken}", inputs, at), hidden, cells)
+            states.append((hidden, cells))
+        return states
 
-
-def _inputs(network: _Network, stages: Stages, direction: int) -> Value:
-    """What the inputs contribute to all gates, biases included: [steps, batch, gates * size]."""
-    node = network.node
-    x, w, bias = present(node, 0), present(node, 1), operand(node, 3)
-    shape, depth = (network.steps, network.batch, w.dims[1]), x.dims[2]
-    t, b, g = coordinates(shape)
-    k = axis_digit(3, depth)
-    body = product(
-        load(x.name, (b, t, k) if network.batch_first else (t, b, k), x.dtype),
-        load(w.name, (Lin(direction), g, k), w.dtype),
-    )
-    total = stages.add(f"x{direction}.sum", shape, body, (depth,), "sum")
-    if bias is None:
-        return total
-    own, recurrent = (read(bias, (Lin(direction), g + k * w.dims[1])) for k in (0, 1))
-    if _resets_after(node):  # the state's bias of the last gate is added there
-        last = Guard(g - 2 * network.size, network.size)
-        recurrent = choose((last,), const(0, recurrent.dtype), recurrent)
-    return stages.add(f"x{direction}", shape, apply("add", raw(total, (t, b, g)), apply("add", own, recurrent)))
-
-
-def _resets_after(node: Node) -> bool:
-    return node.op == "GRU" and bool(node.attrs.get("linear_before_reset"))
-
-
-def _initial(network: _Network, stages: Stages, direction: int, position: int, name: str) -> Value | None:
-    """The given state before the first step, as [batch, size]; None: zeros."""
-    given = operand(network.node, position)
-    if given is None:
-        return None
-    b, j = coordinates(network.state)
-    at = (b, Lin(direction), j) if network.batch_first else (Lin(direction), b, j)
-    return stages.add(f"{name}{direction}", network.state, read(given, at))
-
-
-def _sums(
-    network: _Network, stages: Stages, direction: int, name: str, state: Value | None, first: int, count: int
-) -> Callable[[int], Expr | None]:
-    """What a state contributes to `count` gates from `first` on, at (b, j), by gate; None for a state of zeros."""
-    if state is None:
-        return lambda gate: None
-    r, size = present(network.node, 2), network.size
-    b, g = coordinates((network.batch, count * size))
-    k = axis_digit(2, size)
-    weight = load(r.name, (Lin(direction), g + first * size, k), r.dtype)
-    total = stages.add(name, (network.batch, count * size), product(raw(state, (b, k)), weight), (size,), "sum")
-    row, column = coordinates(network.state)
-    return lambda gate: raw(total, (row, column + (gate - first) * size))
-
-
-def _added(a: Expr, b: Expr | None) -> Expr:
-    return a if b is None else apply("add", a, b)
-
-
-def _gates(
-    network: _Network, stages: Stages, direction: int, name: str, inputs: Callable[[tuple[Lin, ...]], Expr],
-    state: Value | None, count: int,
-) -> Gate:  # fmt: skip
-    """Sums of the first `count` gates of a step, in a stage of their own if the state contributes."""
-    b, j = coordinates(network.state)
-    if state is None:
-        return lambda gate: inputs((b, j + gate * network.size))
-    width = count * network.size
-    _sums(network, stages, direction, f"sums{name}", state, 0, count)
-    total = stages.list[-1]
-    space = coordinates((network.batch, width))
-    body = apply("add", load(total.name, space, total.dtype), inputs(space))
-    gates = stages.add(f"gates{name}", (network.batch, width), body)
-    return lambda gate: raw(gates, (b, j + gate * network.size))
-
-
-Step = tuple[Value, "Value | None"]
-Inputs = Callable[[tuple[Lin, ...]], Expr]
-
-
-def _lstm(
-    network: _Network, stages: Stages, direction: int, name: str, inputs: Inputs, state: Value | None,
-    cell: Value | None,
-) -> Step:  # fmt: skip
-    f, g, h = network.functions[direction]
-    space = coordinates(network.state)
-    gate = _gates(network, stages, direction, name, inputs, state, 4)
-    body = apply("mul", f(gate(0)), g(gate(3)))
-    if cell is not None:
-        body = apply("add", apply("mul", f(gate(2)), raw(cell, space)), body)
-    cell = stages.add(f"c{name}", network.state, body)
-    return stages.add(f"h{name}", network.state, apply("mul", f(gate(1)), h(raw(cell, space)))), cell
-
-
-def _gru(
-    network: _Network, stages: Stages, direction: int, name: str, inputs: Inputs, state: Value | None,
-    cell: Value | None,
-) -> Step:  # fmt: skip
-    f, g = network.functions[direction]
-    b, j = space = coordinates(network.state)
-    gate = _gates(network, stages, direction, name, inputs, state, 2)
-    update, reset = f(gate(0)), f(gate(1))
-    if _resets_after(network.node):
-        part = _sums(network, stages, direction, f"new{name}", state, 2, 1)(2)
-        bias = operand(network.node, 3)
-        if bias is not None:
-            own = read(bias, (Lin(direction), j + 5 * network.size))
-            part = _added(own, part)
-        part = None if part is None else apply("mul", reset, part)
-    else:
-        kept = (
-            None if state is None else stages.add(f"kept{name}", network.state, apply("mul", reset, raw(state, space)))
+    def inputs(self) -> Value:
+        """What the inputs contribute to all gates, biases included: [steps, batch, gates * size]."""
+        network, node = self.network, self.network.node
+        x, w, bias = present(node, 0), present(node, 1), operand(node, 3)
+        shape, depth = (network.steps, network.batch, w.dims[1]), x.dims[2]
+        t, b, g = coordinates(shape)
+        k = axis_digit(3, depth)
+        body = product(
+            load(x.name, (b, t, k) if network.batch_first else (t, b, k), x.dtype),
+            load(w.name, (Lin(self.number), g, k), w.dtype),
         )
-        part = _sums(network, stages, direction, f"new{name}", kept, 2, 1)(2)
-    new = g(_added(inputs((b, j + 2 * network.size)), part))
+        total = self.stages.add(f"x{self.number}.sum", shape, body, (depth,), "sum")
+        if bias is None:
+            return total
+        own, recurrent = (read(bias, (Lin(self.number), g + k * w.dims[1])) for k in (0, 1))
+        if network.resets_after:  # the state's bias of the last gate is added there
+            last = Guard(g - 2 * network.size, network.size)
+            recurrent = choose((last,), const(0, recurrent.dtype), recurrent)
+        body = apply("add", raw(total, (t, b, g)), apply("add", own, recurrent))
+        return self.stages.add(f"x{self.number}", shape, body)
+
+    def initial(self, position: int, name: str) -> Value | None:
+        """The given state before the first step; None: zeros."""
+        given = operand(self.network.node, position)
+        if given is None:
+            return None
+        b, j = coordinates(self.network.state)
+        at = (b, Lin(self.number), j) if self.network.batch_first else (Lin(self.number), b, j)
+        return self.stages.add(f"{name}{self.number}", self.network.state, read(given, at))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of a direction: `name` is part of its stages' names, `at` its place in the sequence."""
+
+    way: _Way
+    name: str
+    inputs: Value
+    at: int
+
+    @property
+    def network(self) -> _Network:
+        return self.way.network
+
+    @property
+    def functions(self) -> tuple[Activation, ...]:
+        return self.network.functions[self.way.number]
+
+    def add(self, kind: str, body: Expr) -> Value:
+        """A stage [batch, size] of this step."""
+        return self.way.stages.add(f"{kind}{self.name}", self.network.state, body)
+
+    def input(self, gate: int) -> Expr:
+        """What the inputs contribute to a gate, at (b, j)."""
+        b, j = coordinates(self.network.state)
+        return raw(self.inputs, (Lin(self.at), b, j + gate * self.network.size))
+
+    def product(self, kind: str, state: Value, first: int, count: int) -> Value:
+        """What a state contributes to `count` gates from `first` on: [batch, count * size]."""
+        r, size = present(self.network.node, 2), self.network.size
+        shape = (self.network.batch, count * size)
+        b, g = coordinates(shape)
+        k = axis_digit(2, size)
+        weight = load(r.name, (Lin(self.way.number), g + first * size, k), r.dtype)
+        body = product(raw(state, (b, k)), weight)
+        return self.way.stages.add(f"{kind}{self.name}", shape, body, (size,), "sum")
+
+    def gates(self, state: Value | None, count: int) -> Gate:
+        """Sums of the first `count` gates, in a stage of their own if the state contributes."""
+        if state is None:
+            return self.input
+        total = self.product("sums", state, 0, count)
+        b, g = coordinates(total.dims)
+        body = apply("add", raw(total, (b, g)), raw(self.inputs, (Lin(self.at), b, g)))
+        gates = self.way.stages.add(f"gates{self.name}", total.dims, body)
+        b, j = coordinates(self.network.state)
+        return lambda gate: raw(gates, (b, j + gate * self.network.size))
+
+
+def _lstm(step: _Step, hidden: Value | None, cells: Value | None) -> State:
+    f, g, h = step.functions
+    space = coordinates(step.network.state)
+    gate = step.gates(hidden, 4)
+    body = apply("mul", f(gate(0)), g(gate(3)))
+    if cells is not None:
+        body = apply("add", apply("mul", f(gate(2)), raw(cells, space)), body)
+    cells = step.add("c", body)
+    return step.add("h", apply("mul", f(gate(1)), h(raw(cells, space)))), cells
+
+
+def _gru(step: _Step, hidden: Value | None, cells: Value | None) -> State:
+    f, g = step.functions
+    network = step.network
+    space = coordinates(network.state)
+    gate, new = step.gates(hidden, 2), step.input(2)
+    update, reset = f(gate(0)), f(gate(1))
+    if network.resets_after:
+        part = None if hidden is None else raw(step.product("new", hidden, 2, 1), space)
+        if (bias := operand(network.node, 3)) is not None:
+            own = read(bias, (Lin(step.way.number), space[1] + 5 * network.size))
+            part = own if part is None else apply("add", part, own)
+        if part is not None:
+            new = apply("add", new, apply("mul", reset, part))
+    elif hidden is not None:
+        kept = step.add("kept", apply("mul", reset, raw(hidden, space)))
+        new = apply("add", new, raw(step.product("new", kept, 2, 1), space))
+    new = g(new)
     body = apply("mul", apply("sub", const(1, new.dtype), update), new)
-    if state is not None:
-        body = apply("add", body, apply("mul", update, raw(state, space)))
-    return stages.add(f"h{name}", network.state, body), cell
+    if hidden is not None:
+        body = apply("add", body, apply("mul", update, raw(hidden, space)))
+    return step.add("h", body), None
 
 
-def _rnn(
-    network: _Network, stages: Stages, direction: int, name: str, inputs: Inputs, state: Value | None,
-    cell: Value | None,
-) -> Step:  # fmt: skip
-    (f,) = network.functions[direction]
-    gate = _gates(network, stages, direction, name, inputs, state, 1)
-    return stages.add(f"h{name}", network.state, f(gate(0))), cell
+def _rnn(step: _Step, hidden: Value | None, cells: Value | None) -> State:
+    (f,) = step.functions
+    return step.add("h", f(step.gates(hidden, 1)(0))), None
 
 
-def _all_steps(network: _Network, stages: Stages, result: Value, states: Sequence[Sequence[Value]]) -> None:
+def _all_steps(network: _Network, stages: Stages, result: Value, ways: Sequence[Sequence[Value]]) -> None:
     """Output Y: the states of all steps and directions."""
     axes = coordinates(result.dims)
     b, t, d = axes[:3] if network.batch_first else (axes[2], axes[0], axes[1])
-    in_time = [list(reversed(taken)) if back else taken for taken, back in zip(states, network.reverse, strict=True)]
+    in_time = [list(reversed(taken)) if back else taken for taken, back in zip(ways, network.reverse, strict=True)]
     if len(in_time) == 1:
         stages.output(_along(t, [raw(state, (b, axes[3])) for state in in_time[0]]))
         return
     shape = (network.steps, *network.state)
     step, *rest = coordinates(shape)
-    ways = [
-        stages.add(f"y{direction}", shape, _along(step, [raw(state, rest) for state in taken]))
-        for direction, taken in enumerate(in_time)
+    joined = [
+        stages.add(f"y{number}", shape, _along(step, [raw(state, rest) for state in states]))
+        for number, states in enumerate(in_time)
     ]
-    stages.output(_along(d, [raw(way, (t, b, axes[3])) for way in ways]))
+    stages.output(_along(d, [raw(states, (t, b, axes[3])) for states in joined]))
 
 
 def _last_step(network: _Network, stages: Stages, result: Value, values: Sequence[Value | None]) -> None:
     """Outputs Y_h and Y_c: the last state of each direction."""
     axes = coordinates(result.dims)
     b, d = axes[:2] if network.batch_first else (axes[1], axes[0])
-    present_values = [value for value in values if value is not None]
-    body = _along(d, [raw(value, (b, axes[2])) for value in present_values])
+    body = _along(d, [raw(value, (b, axes[2])) for value in values if value is not None])
     stages.output(body, position=network.node.outputs.index(result))
 
 

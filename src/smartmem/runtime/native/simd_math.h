@@ -178,7 +178,7 @@ SM_INLINE f32v sm_erfv(f32v x) {
 }
 
 /* max(0, x) - q(|x|), q(y) = y / 2 erfc(y / sqrt(2)) = sum of c[k][i] r^k, i = round(y / s), r = y - i s: minimax for
- * the error relative to q. from the last interval on q is less than a quarter of x's ulp, and 0. */
+ * the error relative to q. In the last interval, where q is less than a quarter of x's ulp, it is 0. */
 static const float sm_gelu_table[5][32] __attribute__((aligned(64))) = {
     {0, 0x1.3b85bep-4f, 0x1.08b53p-3f, 0x1.4598p-3f, 0x1.5b9beep-3f, 0x1.536fa8p-3f, 0x1.36331ep-3f,
      0x1.0c7ef6p-3f, 0x1.bb4bbp-4f, 0x1.5e88ecp-4f, 0x1.0a44a4p-4f, 0x1.855878p-5f, 0x1.125bccp-5f,
@@ -213,7 +213,8 @@ static const float sm_gelu_table[5][32] __attribute__((aligned(64))) = {
 
 enum { SM_TOGETHER = 2 };
 
-/* Of `count` vectors, one step of all after the other: the processor has few places for instructions that wait. */
+/* Of at most SM_TOGETHER vectors, one step of all after the other: processors have few places for instructions that
+ * wait. */
 SM_INLINE void sm_gelu_together(f32v *x, const int count) {
     const float step = 0x1.7p-3f;
     const f32v shift = sm_splat(0x1.8p23f); /* adding and taking it away rounds; its low bits are the number */
