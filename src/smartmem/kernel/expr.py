@@ -153,6 +153,14 @@ def choose(guards: tuple[Guard, ...], then: Expr, otherwise: Expr) -> Expr:
     return result
 
 
+def one_of(position: Lin, values: Sequence[Expr]) -> Expr:
+    """``values[position]``, as a chain of choices."""
+    result = values[-1]
+    for number in reversed(range(len(values) - 1)):
+        result = choose((Guard(position - number, 1),), values[number], result)
+    return result
+
+
 def operands(expr: Expr) -> tuple[Expr, ...]:
     """The direct subexpressions."""
     if isinstance(expr, Alu):

@@ -176,6 +176,13 @@ def sliced(stage: Stage, axis: int, slices: int) -> Stage:
     return replace(stage, shape=(slices, *stage.shape), reduce=reduce, body=body)
 
 
+def in_slices(stage: Stage, slices: int, axis: int) -> tuple[Stage, Stage]:
+    """A reduction in two steps: `sliced` parts of it, and what combines them."""
+    part = replace(sliced(stage, axis, slices), name=f"{stage.name}.part")
+    index = (axis_digit(len(stage.shape), slices), *stage.space())
+    return part, replace(stage, reduce=(slices,), body=load(part.name, index, stage.dtype))
+
+
 def inline(stage: Stage, producer: Stage) -> Stage:
     """`stage` with every load of `producer` replaced by the producer's body: elimination and fusion in one operation.
 

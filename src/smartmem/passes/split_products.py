@@ -17,11 +17,8 @@ In: stages, before fusion. Out: the same module with some contractions replaced 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
-from smartmem.index.lin import axis_digit
-from smartmem.kernel.expr import load
-from smartmem.kernel.stage import Stage, sliced, tensors_read
+from smartmem.kernel.stage import Stage, in_slices, tensors_read
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.backend import Predict
 from smartmem.schedule.roles import align_contraction, factors, weighted_extents
@@ -64,7 +61,7 @@ def _split(stage: Stage, constants: set[str], predict: Predict) -> tuple[Stage, 
             best = (time, slices, axis)
     if best is None or best[0] > GAIN * whole:
         return None
-    return _in_two(stage, best[1], best[2])
+    return in_slices(stage, best[1], best[2])
 
 
 def _declared(pair: tuple[Stage, Stage], module: Module) -> tuple[Stage, Stage]:
@@ -72,13 +69,6 @@ def _declared(pair: tuple[Stage, Stage], module: Module) -> tuple[Stage, Stage]:
     module.types[pair[0].name] = (pair[0].shape, pair[0].dtype)
     module.definitions |= {stage.name: stage for stage in pair}
     return pair
-
-
-def _in_two(stage: Stage, slices: int, axis: int) -> tuple[Stage, Stage]:
-    """`stage` with its reduce axis number `axis` cut into `slices`."""
-    part = replace(sliced(stage, axis, slices), name=f"{stage.name}.part")
-    index = (axis_digit(len(stage.shape), slices), *stage.space())
-    return part, replace(stage, reduce=(slices,), combine="sum", body=load(part.name, index, stage.dtype))
 
 
 def split_for_cores(module: Module) -> None:
@@ -98,7 +88,7 @@ def split_for_cores(module: Module) -> None:
         if product if product is not None else follows:
             following.add(step.name)
         slices = _slices_for_cores(step) if product and not follows else 1
-        steps += [step] if slices == 1 else _declared(_in_two(step, slices, 0), module)
+        steps += [step] if slices == 1 else _declared(in_slices(step, slices, 0), module)
     module.steps = steps
 
 

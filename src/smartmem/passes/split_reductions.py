@@ -26,7 +26,7 @@ from operator import or_
 from smartmem.index.lin import Axis, Lin, axes_of, axis_digit, renumber
 from smartmem.index.refine import refine
 from smartmem.kernel.expr import cost, index_values, load
-from smartmem.kernel.stage import Stage, inline, reindex, sliced, tensors_read
+from smartmem.kernel.stage import Stage, in_slices, inline, reindex, sliced, tensors_read
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.roles import factors
 
@@ -53,15 +53,15 @@ def split_reductions(module: Module, units: int = 0) -> None:
             cheap[step.name] = step
         refined = _refined(_computed(step, cheap)) if isinstance(step, Stage) and _is_long(step) else None
         axis = _shared_axis(refined) if refined is not None else None
-        is_few = refined is not None and axis is None and refined.size <= FEW
-        if refined is not None and is_few and math.prod(refined.reduce) >= 2 * SHARE:
-            refined, axis = _own_axis(refined)
-        if refined is None or axis is None:
+        if refined is not None and axis is not None:
+            part, rest = _split(refined, axis)
+            if (slices := _slices(part, _most(part, units))) > 1:
+                part, rest = _cut(part, rest, slices)
+        elif refined is not None and (shared := _shared(refined, units)) is not None:
+            part, rest = shared
+        else:
             steps.append(step)
             continue
-        part, rest = _split(refined, axis)
-        if (slices := _slices(part, units, is_few)) > 1:
-            part, rest = _cut(part, rest, slices)
         module.types[part.name] = (part.shape, part.dtype)
         module.definitions |= {part.name: part, rest.name: rest}
         steps += [part, rest]
@@ -145,30 +145,27 @@ def _shared_axis(stage: Stage) -> int | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def _own_axis(stage: Stage) -> tuple[Stage, int | None]:
-    """The reduce axis (as an axis of the domain) that a reduction to a few numbers keeps at first, if there is one.
-
-    A single one is cut in two, the first of at most `GROUP` coordinates.
-    """
-    space = len(stage.shape)
-    if len(stage.reduce) > 1:
-        return stage, space + next((k for k, n in enumerate(stage.reduce) if n >= FEW), 0)
-    (extent,) = stage.reduce
-    count = max(n for n in range(1, GROUP + 1) if extent % n == 0)
-    if count < FEW:
-        return stage, None
-    axes = [axis_digit(a, n) for a, n in enumerate(stage.shape)]
-    axes.append(axis_digit(space, count) * (extent // count) + axis_digit(space + 1, extent // count))
-    body = reindex(stage.body, tuple(axes), stage.domain)
-    return replace(stage, body=body, reduce=(count, extent // count)), space
+def _shared(stage: Stage, units: int) -> tuple[Stage, Stage] | None:
+    """A long reduction to a few numbers in two steps, if it is one: along an axis and in slices, or in slices alone."""
+    if stage.size > FEW or math.prod(stage.reduce) < 2 * SHARE:
+        return None
+    if len(stage.reduce) == 1:
+        count = max(n for n in range(1, GROUP + 1) if stage.reduce[0] % n == 0)
+        return in_slices(stage, count, 0) if count >= FEW else None
+    kept = next((k for k, n in enumerate(stage.reduce) if n >= FEW), 0)
+    part, rest = _split(stage, len(stage.shape) + kept)
+    slices = _slices(part, _most(part, units) if units else math.prod(part.domain) // SHARE)
+    return _cut(part, rest, slices) if slices > 1 else (part, rest)
 
 
-def _slices(part: Stage, units: int, is_few: bool) -> int:
+def _most(part: Stage, units: int) -> int:
+    """Slices that give the compute units of a device enough to do."""
+    return min(units * GROUP // part.size, math.prod(part.reduce) // SLICE)
+
+
+def _slices(part: Stage, most: int) -> int:
     """How many slices the reduce axes of `part` are cut into, a divisor of the first."""
-    wanted = min(units * GROUP // part.size, math.prod(part.reduce) // SLICE)
-    if is_few and units == 0:
-        wanted = math.prod(part.domain) // SHARE
-    return max((n for n in range(1, wanted + 1) if part.reduce[0] % n == 0), default=1)
+    return max((n for n in range(1, most + 1) if part.reduce[0] % n == 0), default=1)
 
 
 def _cut(part: Stage, rest: Stage, slices: int) -> tuple[Stage, Stage]:

@@ -35,10 +35,10 @@ from typing import Any
 import numpy as np
 
 from smartmem.index.lin import Digit, Lin, axis_digit, lin
-from smartmem.index.map import Guard, live_guards
+from smartmem.index.map import Guard
 from smartmem.index.refine import digits_of
 from smartmem.kernel.evaluate import evaluate_expr
-from smartmem.kernel.expr import Expr, alu, choose, const, index_values, load
+from smartmem.kernel.expr import Expr, alu, choose, const, index_values, load, one_of
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.roles import expr_axes, factors
@@ -240,8 +240,8 @@ def _stages(found: _Convolution, weights: str) -> list[Stage]:
         here = list(axes)
         here[h], here[w] = axis_digit(first + count, high) * tile + p, axis_digit(first + count + 1, wide) * tile + q
         x = reindex(found.x, tuple(here), stage.domain)
-        guards = live_guards(Guard(here[axis], stage.domain[axis] + TAPS - 1) for axis in (h, w))
-        return choose(guards, x, const(0)) if guards else x
+        guards = tuple(Guard(here[axis], stage.domain[axis] + TAPS - 1) for axis in (h, w))
+        return choose(guards, x, const(0))
 
     elements = _both_sides([[read(p, q) for q in range(side)] for p in range(side)], form.input_side)
     body = _chosen(elements, axis_digit(a, side), axis_digit(a + 1, side))
@@ -319,14 +319,7 @@ def _plus(x: Expr, factor: int, y: Expr) -> Expr:
 
 def _chosen(matrix: list[Vector], row: Lin, column: Lin) -> Expr:
     """The element of `matrix` at (row, column)."""
-    return _choice([_choice(values, column) for values in matrix], row)
-
-
-def _choice(values: Vector, position: Lin) -> Expr:
-    result = values[-1]
-    for number in reversed(range(len(values) - 1)):
-        result = choose((Guard(position - number, 1),), values[number], result)
-    return result
+    return one_of(row, [one_of(column, values) for values in matrix])
 
 
 FORMS = (

@@ -242,10 +242,12 @@ def _jammed(
             emitter, operand = _value(kernel, argument, context, writer, known)
             writer.line(f"{kept}[u] = {emitter.as_vector(operand, each.dtype)};")
         writer.line(f"sm_{each.op}_each({kept}, {jam.width});")
-        known[kernel.output.name] = known[stage.name]
     with writer.loop("u", jam.width):
         writer.line(f"const long {name} = at + u;")
-        _body(kernel, nest, context, writer, pointers, known)
+        if each is None:
+            _body(kernel, nest, context, writer, pointers, known)
+        else:
+            _store(kernel, nest, context, writer, Emitter(writer, context), known[stage.name], pointers[kernel.tensor])
 
 
 def _each(kernel: Kernel, nest: Nest) -> Alu | None:
@@ -273,8 +275,6 @@ def _value(
     context = replace(context, local=local)
     emitter = Emitter(writer, context)
     for stage, body, reduces in zip(kernel.stages, nest.bodies, nest.reduces, strict=True):
-        if kernel.output.name in values:
-            break
         if stage.name in known:
             continue
         if not stage.reduce:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
 from smartmem.codegen.c_expr import Context, Emitter, Lane, c_guards, lane_free
@@ -23,7 +23,7 @@ from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Digit, Lin, axis_digit
 from smartmem.index.map import Guard, IndexMap
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Alu, Choose, Expr, alu, choose, const, index_values, map_lins, operands, walk
+from smartmem.kernel.expr import Alu, Choose, Expr, choose, const, index_values, map_lins, operands, walk, with_operands
 from smartmem.kernel.stage import Kernel, reindex
 from smartmem.layout.storage import Storage, dense
 from smartmem.schedule.code import Arguments, KernelCode, Target
@@ -87,11 +87,9 @@ def _in_whole_tiles(kernel: Kernel) -> Kernel:
     """The kernel over axes that the digits by which it chooses divide."""
     stage = kernel.output
     shape, wide = stage.shape, list(stage.shape)
-    for node in walk(stage.body):
-        for guard in node.guards if isinstance(node, Choose) else ():
-            digit = guard.lin.terms[0][1] if _is_selection(guard) else None
-            if digit is not None and isinstance(digit.axis, int) and digit.lo == 1:
-                wide[digit.axis] = -(-shape[digit.axis] // digit.ext) * digit.ext
+    for digit in _selections(stage.body):
+        if isinstance(digit.axis, int) and digit.lo == 1:
+            wide[digit.axis] = -(-shape[digit.axis] // digit.ext) * digit.ext
     limits = [(axis, n) for axis, n in enumerate(shape) if wide[axis] > n]
     if not limits:
         return kernel
@@ -105,24 +103,24 @@ def _in_whole_tiles(kernel: Kernel) -> Kernel:
 
 def selects(body: Expr) -> bool:
     """Whether an expression chooses by an axis."""
-    return any(_is_selection(g) for n in walk(body) if isinstance(n, Choose) for g in n.guards)
+    return any(True for _ in _selections(body))
 
 
-def _is_selection(guard: Guard) -> bool:
-    """Whether a guard says that a digit has one certain value."""
-    return guard.ext == 1 and len(guard.lin.terms) == 1 and guard.lin.terms[0][0] == 1
+def _selections(body: Expr) -> Iterator[Digit]:
+    """The digits of which a guard says that they have one certain value."""
+    for node in walk(body):
+        for guard in node.guards if isinstance(node, Choose) else ():
+            if guard.ext == 1 and len(guard.lin.terms) == 1 and guard.lin.terms[0][0] == 1:
+                yield guard.lin.terms[0][1]
 
 
 def _selecting(nest: Nest) -> list[int]:
     """The loops by which the body chooses."""
     found: dict[int, None] = {}
-    for node in walk(nest.bodies[0]):
-        for guard in node.guards if isinstance(node, Choose) else ():
-            digit = guard.lin.terms[0][1] if _is_selection(guard) else None
-            axis = digit.axis if digit is not None else None
-            whole = isinstance(axis, int) and digit == Digit(axis, 1, nest.extents[axis])
-            if isinstance(axis, int) and whole and nest.extents[axis] <= LONGEST:
-                found[axis] = None
+    for digit in _selections(nest.bodies[0]):
+        axis = digit.axis
+        if isinstance(axis, int) and digit == Digit(axis, 1, nest.extents[axis]) and digit.ext <= LONGEST:
+            found[axis] = None
     return list(found)
 
 
@@ -162,7 +160,7 @@ def _selected(body: Expr, axes: Sequence[Lin], extents: Sequence[int]) -> Expr:
         if isinstance(node, Choose):
             done[id(node)] = parts[0] if len(needs) == 1 else choose(node.guards, *parts)
         else:
-            done[id(node)] = alu(node.op, *parts, dtype=node.dtype) if isinstance(node, Alu) else node
+            done[id(node)] = with_operands(node, parts) if isinstance(node, Alu) else node
         stack.pop()
     return done[id(body)]
 
@@ -174,7 +172,7 @@ def _unguarded(body: Expr) -> Expr:
         if isinstance(node, Choose):
             done[id(node)] = done[id(node.then)]
         elif isinstance(node, Alu):
-            done[id(node)] = alu(node.op, *(done[id(a)] for a in operands(node)), dtype=node.dtype)
+            done[id(node)] = with_operands(node, [done[id(a)] for a in node.args])
         else:
             done[id(node)] = node
     return done[id(body)]
@@ -201,12 +199,11 @@ def _lane_loop(
         here = replace(context, lane=lanes)
         shared = Emitter(writer, here)
         for body, at in results:
-            emitter = shared
-            stored: AbstractContextManager[None] = nullcontext()
+            limits: tuple[Guard, ...] = ()
             if isinstance(body, Choose) and body.otherwise is NOWHERE:
-                emitter, stored = Emitter(writer, here), writer.block(f"if ({c_guards(body.guards, here.axes)})")
-                body = body.then
-            with stored:
+                limits, body = body.guards, body.then
+            emitter = Emitter(writer, here) if limits else shared  # values of a block are not known behind it
+            with writer.block(f"if ({c_guards(limits, here.axes)})") if limits else nullcontext():
                 value = emitter.as_vector(emitter.value(body), kernel.output.dtype)
                 store_vector(writer, here, pointers[kernel.tensor], at, value, kernel.output.dtype)
 

@@ -83,36 +83,20 @@ def conv(node: Node) -> list[Stage]:
 def conv_transpose(node: Node) -> list[Stage]:
     """The gradient of a convolution, gathered: an output position sums over the taps that reach it.
 
-    ``y[o] = sum_k x[(o + pad - k*dilation) / stride] * w[k]`` over the taps k for which the division is exact.
-    Without dilation these are ``k = stride*t + (o + pad) % stride``, read from ``x[(o + pad) // stride - t]``, so the
-    reduce axis is t, of extent ceil(kernel / stride), and nothing is computed in vain. With dilation it is k, guarded
-    by the remainder.
+    ``y[o] = sum_k x[(o + pad - k*dilation) / stride] * w[k]`` over the taps k for which the division is exact; see
+    `Window.reaching`.
     """
     x, w, out = present(node, 0), present(node, 1), node.output.dims
-    groups, kernel, rank = int(node.attrs.get("group", 1)), w.dims[2:], len(out) - 2
+    groups, kernel = int(node.attrs.get("group", 1)), w.dims[2:]
     depth, width = x.dims[1] // groups, w.dims[1]
     window = window_of(node, x.dims[2:], kernel)
-    strides, dilations, pads = window.strides, window.dilations, window.before
-    steps = [-(-k // s) if d == 1 else k for k, s, d in zip(kernel, strides, dilations, strict=True)]
+    steps = window.steps()
     n, m, *outputs = coordinates(out)
     *counters, c = coordinates((*steps, depth), len(out))
-    coords: list[Lin] = []
-    taps: list[Lin] = []
-    inside: list[Guard] = []
-    for a in range(rank):
-        quotient, remainder = divide(outputs[a] + pads[a], strides[a])
-        if dilations[a] == 1:
-            taps.append(counters[a] * strides[a] + remainder)
-            coords.append(quotient - counters[a])
-        else:
-            quotient, remainder = divide(outputs[a] + pads[a] - counters[a] * dilations[a], strides[a])
-            taps.append(counters[a])
-            coords.append(quotient)
-            inside.append(Guard(remainder, 1))
-        inside.append(Guard(coords[a], x.dims[2 + a]))
+    taps, coords, inside = window.reaching(outputs, counters)
     group, column = divide(m, width)
     channel = group * depth + c
-    data = guarded(x, (n, channel, *coords), tuple(inside))
+    data = guarded(x, (n, channel, *coords), inside)
     exists = tuple(Guard(tap, k) for tap, k in zip(taps, kernel, strict=True))
     weight = guarded(w, (channel, column, *taps), exists)
     return _with_bias(node, product(data, weight), (*steps, depth), m)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from smartmem.graph.ir import Node
+from smartmem.index.divide import divide
 from smartmem.index.lin import Lin
 from smartmem.index.map import Guard
 
@@ -42,9 +43,40 @@ class Window:
         """Where the coordinates are inside the input."""
         return tuple(Guard(c, n) for c, n in zip(coordinates, self.extents, strict=True))
 
+    def steps(self) -> tuple[int, ...]:
+        """How many taps may reach one position of what is not strided, per axis (see `reaching`)."""
+        each = zip(self.kernel, self.strides, self.dilations, strict=True)
+        return tuple(-(-k // stride) if dilation == 1 else k for k, stride, dilation in each)
+
+    def reaching(
+        self, outputs: Sequence[Lin], counters: Sequence[Lin]
+    ) -> tuple[tuple[Lin, ...], tuple[Lin, ...], tuple[Guard, ...]]:
+        """The other way round (ConvTranspose, Col2Im): taps that reach an output, where they come from, and if they do.
+
+        A tap k brings ``(output + pad - k*dilation) / stride`` where the division is exact. Without dilation these taps
+        are ``k = stride*t + (output + pad) % stride``, which may lie beyond the kernel, so that the counter t takes few
+        values, none in vain. With dilation t is k, guarded by the remainder.
+        """
+        taps: list[Lin] = []
+        places: list[Lin] = []
+        guards: list[Guard] = []
+        each = zip(outputs, counters, self.extents, self.strides, self.dilations, self.before, strict=True)
+        for output, t, extent, stride, dilation, before in each:
+            if dilation == 1:
+                quotient, remainder = divide(output + before, stride)
+                taps.append(t * stride + remainder)
+                places.append(quotient - t)
+            else:
+                quotient, remainder = divide(output + before - t * dilation, stride)
+                taps.append(t)
+                places.append(quotient)
+                guards.append(Guard(remainder, 1))
+            guards.append(Guard(places[-1], extent))
+        return tuple(taps), tuple(places), tuple(guards)
+
 
 def window_of(node: Node, extents: tuple[int, ...], kernel: tuple[int, ...]) -> Window:
-    """The window of a canonical Conv, ConvTranspose or pooling node (auto_pad is resolved to pads).
+    """The window of a canonical Conv, ConvTranspose, Col2Im or pooling node (auto_pad is resolved to pads).
 
     Args:
         node: has ONNX's attributes strides, dilations and pads.

@@ -22,12 +22,12 @@ from smartmem.index.map import Guard
 from smartmem.kernel.definitions.access import product
 from smartmem.kernel.definitions.build import Stages, apply, coordinates, is_float, operand, present, raw, read
 from smartmem.kernel.definitions.registry import defines
-from smartmem.kernel.expr import Expr, choose, const, load
+from smartmem.kernel.expr import Expr, choose, const, load, one_of
 from smartmem.kernel.stage import Stage
 
 LONGEST = 128  # steps, each of which has kernels of its own
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
+ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}  # f, g, h
 
 Activation = Callable[[Expr], Expr]
 Gate = Callable[[int], Expr]  # the sum of a gate by its number, at coordinate (b, j)
@@ -89,16 +89,15 @@ class _Network:
 def _network(node: Node) -> _Network | None:
     x, count, attrs = present(node, 0), GATES[node.op], node.attrs
     directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-    reverse = directions.get(_text(attrs.get("direction") or "forward"))
-    names = [_text(name).lower() for name in attrs.get("activations") or ()]
+    reverse = directions.get(attrs["direction"])
     batch_first = bool(attrs.get("layout"))
     batch, steps = x.dims[:2] if batch_first else (x.dims[1], x.dims[0])
-    if reverse is None or not is_float(x.dtype) or steps > LONGEST or attrs.get("input_forget"):
+    if reverse is None or not is_float(x.dtype) or steps > LONGEST:
         return None
-    if attrs.get("clip") is not None:
+    if attrs.get("input_forget") or attrs.get("clip") is not None:
         return None
     per = len(ACTIVATIONS[node.op])
-    names = names or [name.lower() for name in ACTIVATIONS[node.op]] * len(reverse)
+    names = [name.lower() for name in attrs.get("activations") or ACTIVATIONS[node.op] * len(reverse)]
     names = names[: per * len(reverse)]  # ONNX's default for RNN has those of two directions
     if len(names) != per * len(reverse) or not set(names) <= set(_FUNCTIONS):
         return None
@@ -109,10 +108,6 @@ def _network(node: Node) -> _Network | None:
         return None
     functions = tuple(tuple(_FUNCTIONS[n] for n in names[k * per : (k + 1) * per]) for k in range(len(reverse)))
     return _Network(node, steps, batch, present(node, 2).dims[1] // count, reverse, batch_first, functions)
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 @dataclass(frozen=True)
@@ -192,7 +187,7 @@ class _Step:
         b, j = coordinates(self.network.state)
         return raw(self.inputs, (Lin(self.at), b, j + gate * self.network.size))
 
-    def product(self, kind: str, state: Value, first: int, count: int) -> Value:
+    def sums(self, kind: str, state: Value, first: int, count: int) -> Value:
         """What a state contributes to `count` gates from `first` on: [batch, count * size]."""
         r, size = present(self.network.node, 2), self.network.size
         shape = (self.network.batch, count * size)
@@ -206,7 +201,7 @@ class _Step:
         """Sums of the first `count` gates, in a stage of their own if the state contributes."""
         if state is None:
             return self.input
-        total = self.product("sums", state, 0, count)
+        total = self.sums("sums", state, 0, count)
         b, g = coordinates(total.dims)
         body = apply("add", raw(total, (b, g)), raw(self.inputs, (Lin(self.at), b, g)))
         gates = self.way.stages.add(f"gates{self.name}", total.dims, body)
@@ -232,7 +227,7 @@ def _gru(step: _Step, hidden: Value | None, cells: Value | None) -> State:
     gate, new = step.gates(hidden, 2), step.input(2)
     update, reset = f(gate(0)), f(gate(1))
     if network.resets_after:
-        part = None if hidden is None else raw(step.product("new", hidden, 2, 1), space)
+        part = None if hidden is None else raw(step.sums("new", hidden, 2, 1), space)
         if (bias := operand(network.node, 3)) is not None:
             own = read(bias, (Lin(step.way.number), space[1] + 5 * network.size))
             part = own if part is None else apply("add", part, own)
@@ -240,7 +235,7 @@ def _gru(step: _Step, hidden: Value | None, cells: Value | None) -> State:
             new = apply("add", new, apply("mul", reset, part))
     elif hidden is not None:
         kept = step.add("kept", apply("mul", reset, raw(hidden, space)))
-        new = apply("add", new, raw(step.product("new", kept, 2, 1), space))
+        new = apply("add", new, raw(step.sums("new", kept, 2, 1), space))
     new = g(new)
     body = apply("mul", apply("sub", const(1, new.dtype), update), new)
     if hidden is not None:
@@ -259,28 +254,20 @@ def _all_steps(network: _Network, stages: Stages, result: Value, ways: Sequence[
     b, t, d = axes[:3] if network.batch_first else (axes[2], axes[0], axes[1])
     in_time = [list(reversed(taken)) if back else taken for taken, back in zip(ways, network.reverse, strict=True)]
     if len(in_time) == 1:
-        stages.output(_along(t, [raw(state, (b, axes[3])) for state in in_time[0]]))
+        stages.output(one_of(t, [raw(state, (b, axes[3])) for state in in_time[0]]))
         return
     shape = (network.steps, *network.state)
     step, *rest = coordinates(shape)
     joined = [
-        stages.add(f"y{number}", shape, _along(step, [raw(state, rest) for state in states]))
+        stages.add(f"y{number}", shape, one_of(step, [raw(state, rest) for state in states]))
         for number, states in enumerate(in_time)
     ]
-    stages.output(_along(d, [raw(states, (t, b, axes[3])) for states in joined]))
+    stages.output(one_of(d, [raw(states, (t, b, axes[3])) for states in joined]))
 
 
 def _last_step(network: _Network, stages: Stages, result: Value, values: Sequence[Value | None]) -> None:
     """Outputs Y_h and Y_c: the last state of each direction."""
     axes = coordinates(result.dims)
     b, d = axes[:2] if network.batch_first else (axes[1], axes[0])
-    body = _along(d, [raw(value, (b, axes[2])) for value in values if value is not None])
+    body = one_of(d, [raw(value, (b, axes[2])) for value in values if value is not None])
     stages.output(body, position=network.node.outputs.index(result))
-
-
-def _along(axis: Lin, pieces: Sequence[Expr]) -> Expr:
-    """A Concat of pieces of one coordinate each along an axis."""
-    body = pieces[-1]
-    for number in reversed(range(len(pieces) - 1)):
-        body = choose((Guard(axis - number, 1),), pieces[number], body)
-    return body

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,13 @@ import numpy as np
 from smartmem.graph.ir import Node, Value
 from smartmem.index.divide import divide
 from smartmem.index.lin import Lin, axis_digit, total
-from smartmem.index.map import Guard, live_guards
+from smartmem.index.map import Guard
 from smartmem.kernel.definitions.access import guarded, parameter, reduce_then
 from smartmem.kernel.definitions.build import Stages, apply, cast, coordinates, is_float, present, wide
 from smartmem.kernel.definitions.geometry import Window, window_of
 from smartmem.kernel.definitions.registry import Defined, defines
 from smartmem.kernel.definitions.tables import Tables, looked_up
-from smartmem.kernel.expr import Expr, alu, choose, const, iota, load
+from smartmem.kernel.expr import Expr, alu, const, iota, load
 from smartmem.kernel.stage import Stage
 
 
@@ -177,32 +178,21 @@ def col2im(node: Node) -> list[Stage] | None:
     """The sum of overlapping blocks, gathered: an output position sums the elements of the blocks that reach it.
 
     ``y[n, c, o] = sum_k x[n, c, k, (o + pad - k*dilation) / stride]`` over the elements k of a block for which the
-    division is exact, as in ConvTranspose: without dilation these are ``k = stride*t + (o + pad) % stride``.
+    division is exact, as in ConvTranspose; see `Window.reaching`.
     """
     x, (batch, channels, *image) = present(node, 0), node.output.dims
     block = parameter(node, "block_shape", 2)
     if block is None:
         return None
-    rank = len(image)
-    strides, dilations = (list(node.attrs.get(name) or [1] * rank) for name in ("strides", "dilations"))
-    pads = list(node.attrs.get("pads") or [0] * 2 * rank)
-    steps = [-(-k // s) if d == 1 else k for k, s, d in zip(block, strides, dilations, strict=True)]
+    window = window_of(node, tuple(image), tuple(block))
+    each = zip(image, window.before, window.after, window.dilations, block, window.strides, strict=True)
+    counts = tuple((n + b + a - d * (k - 1) - 1) // s + 1 for n, b, a, d, k, s in each)
+    window, steps = replace(window, extents=counts), window.steps()
     n, c, *outputs = coordinates((batch, channels, *image))
-    element, place, guards = c, Lin(), []
-    for a, t in enumerate(coordinates(steps, 2 + rank)):
-        across = image[a] + pads[a] + pads[rank + a] - dilations[a] * (block[a] - 1) - 1
-        count = across // strides[a] + 1
-        if dilations[a] == 1:
-            quotient, remainder = divide(outputs[a] + pads[a], strides[a])
-            tap, index = t * strides[a] + remainder, quotient - t
-            guards.append(Guard(tap, block[a]))
-        else:
-            index, remainder = divide(outputs[a] + pads[a] - t * dilations[a], strides[a])
-            tap = t
-            guards.append(Guard(remainder, 1))
-        guards.append(Guard(index, count))
-        element, place = element * block[a] + tap, place * count + index
-    kind = wide(x.dtype)
-    value, inside = cast(load(x.name, (n, element, place), x.dtype), kind), live_guards(guards)
-    body = choose(inside, value, const(0, kind)) if inside else value
-    return Stages(node).output(body, steps, "sum")
+    taps, places, inside = window.reaching(outputs, coordinates(steps, 2 + len(image)))
+    exists = tuple(Guard(tap, k) for tap, k in zip(taps, block, strict=True))
+    element, place = c, Lin()
+    for tap, k, at, count in zip(taps, block, places, counts, strict=True):
+        element, place = element * k + tap, place * count + at
+    body = cast(guarded(x, (n, element, place), (*inside, *exists)), wide(x.dtype))
+    return reduce_then(node, "sum", body, steps)
