@@ -17,6 +17,7 @@ Invariant: ``value == c * quotient + remainder`` and ``0 <= remainder < c`` at e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 from smartmem.index.lin import Digit, Lin, Mark, Term, lin
@@ -51,6 +52,15 @@ def divide(value: Lin, divisor: int) -> tuple[Lin, Lin]:
     if exact is None:
         exact = _peel(remainder, divisor)
     return quotient + exact[0], exact[1]
+
+
+def unflatten(flat: Lin, extents: Sequence[int]) -> tuple[Lin, ...]:
+    """The row-major coordinate in `extents` whose flat index is `flat`."""
+    parts: list[Lin] = []
+    for extent in reversed(extents[1:]):
+        flat, remainder = divide(flat, extent)
+        parts.append(remainder)
+    return (flat, *reversed(parts))
 
 
 def _by_residues(value: Lin, divisor: int) -> tuple[Lin, Lin] | None:

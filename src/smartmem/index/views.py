@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from smartmem.index.divide import divide
+from smartmem.index.divide import divide, unflatten
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.index.map import Guard, IndexMap, live_guards
 
@@ -68,12 +68,8 @@ def reshape(shape: Sequence[int], out_shape: Sequence[int]) -> IndexMap:
         flat = Lin()
         for axis in outs:
             flat = flat * out_shape[axis] + axis_digit(axis, out_shape[axis])
-        parts: list[Lin] = []
-        for axis in reversed(ins[1:]):
-            flat, remainder = divide(flat, shape[axis])
-            parts.append(remainder)
         if ins:
-            coords += [flat, *reversed(parts)]
+            coords += unflatten(flat, [shape[axis] for axis in ins])
     return IndexMap(tuple(out_shape), tuple(coords))
 
 

@@ -122,7 +122,7 @@ def _prepare(node: Node) -> _Runner:
     model = onnx.ModelProto(ir_version=onnx.IR_VERSION, graph=graph)
     model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items())
     try:
-        evaluator = ReferenceEvaluator(model, new_ops=_mended_operators(proto))
+        evaluator = ReferenceEvaluator(model, new_ops=_own_operators(proto))
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RuntimeFailure(
@@ -131,13 +131,15 @@ def _prepare(node: Node) -> _Runner:
     return _Runner(evaluator, list(proto.input), captures, flatten, threading.Lock())
 
 
-def _mended_operators(proto: onnx.NodeProto) -> list[Any]:
-    """Our versions of reference operators; only control flow can hold a Loop."""
-    if not any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute):
-        return []
-    from smartmem.runtime.loop import Loop
+def _own_operators(proto: onnx.NodeProto) -> list[Any]:
+    """Our versions of reference operators that are wrong or go element by element; control flow may hold any."""
+    from smartmem.runtime.host_operators import OPERATORS
 
-    return [Loop]
+    if any(attribute.HasField("g") or attribute.graphs for attribute in proto.attribute):
+        from smartmem.runtime.loop import Loop
+
+        return [Loop, *OPERATORS.values()]
+    return [OPERATORS[proto.op_type]] if proto.op_type in OPERATORS else []
 
 
 def _flattened(runner: _Runner, feeds: dict[str, Array]) -> list[Array]:

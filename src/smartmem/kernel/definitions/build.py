@@ -38,6 +38,16 @@ def is_supported(dtype: DType) -> bool:
     return dtype.kind in "biu" or dtype.name in ("float16", "bfloat16", "float32", "float64")
 
 
+def lowest(dtype: DType) -> float | int:
+    """The neutral element of max."""
+    return -math.inf if is_float(dtype) else int(np.iinfo(dtype).min)
+
+
+def highest(dtype: DType) -> float | int:
+    """The neutral element of min."""
+    return math.inf if is_float(dtype) else int(np.iinfo(dtype).max)
+
+
 def coordinates(shape: Sequence[int], first: int = 0) -> tuple[Lin, ...]:
     """The identity coordinate of `shape`, whose axis 0 is loop axis `first`."""
     return tuple(axis_digit(first + a, n) for a, n in enumerate(shape))
@@ -65,7 +75,7 @@ def cast(expr: Expr, dtype: DType) -> Expr:
     """`expr` as `dtype`. Undoes a widening: float16 -> float32 -> float16 is the float16 expression itself."""
     if isinstance(expr, Alu) and expr.op == "cast" and expr.args[0].dtype == dtype and wide(dtype) == expr.dtype:
         return expr.args[0]
-    if isinstance(expr, Const) and is_float(expr.dtype) and is_float(dtype):
+    if isinstance(expr, Const) and is_float(dtype):
         return const(expr.value, dtype)
     if dtype.kind == "b" and expr.dtype != dtype:
         return alu("ne", expr, const(0, expr.dtype))

@@ -11,7 +11,7 @@ Worked example: ``y = Conv(x, w, b)``, 3x3 with padding 1, is two stages, the lo
 
 from __future__ import annotations
 
-from smartmem.graph.ir import Node
+from smartmem.graph.ir import Node, Value
 from smartmem.index.divide import divide
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.index.map import Guard
@@ -26,7 +26,12 @@ from smartmem.kernel.stage import Stage
 @defines("MatMul")
 def matmul(node: Node) -> list[Stage]:
     """``y[b.., i, j] = sum_k a[b.., i, k] * b[b.., k, j]``; operands of rank 1 lack i or j."""
-    a, b, out = present(node, 0), present(node, 1), node.output.dims
+    body, depth = matrix_product(present(node, 0), present(node, 1), node.output.dims)
+    return reduce_then(node, "sum", body, depth)
+
+
+def matrix_product(a: Value, b: Value, out: tuple[int, ...]) -> tuple[Expr, tuple[int, ...]]:
+    """What a MatMul with a result of shape `out` sums, and the extent of k."""
     depth = a.dims[-1]
     space, k = coordinates(out), axis_digit(len(out), depth)
     row = space[-1 if len(b.dims) == 1 else -2 :][:1] if len(a.dims) > 1 else ()
@@ -34,7 +39,7 @@ def matmul(node: Node) -> list[Stage]:
     batch = space[: len(out) - len(row) - len(column)]
     left = (*broadcast(a.dims[:-2], batch), *row, k)
     right = (*broadcast(b.dims[:-2], batch), k, *column)
-    return reduce_then(node, "sum", product(load(a.name, left, a.dtype), load(b.name, right, b.dtype)), (depth,))
+    return product(load(a.name, left, a.dtype), load(b.name, right, b.dtype)), (depth,)
 
 
 @defines("Gemm")
@@ -67,7 +72,13 @@ def _scaled(value: Expr, factor: float) -> Expr:
 @defines("Conv")
 def conv(node: Node) -> list[Stage]:
     """``y[n, m, o..] = sum_{k.., c} x[n, group(m)*C/g + c, o*stride + k*dilation - pad] * w[m, c, k] + b[m]``."""
-    x, w, out = present(node, 0), present(node, 1), node.output.dims
+    body, taps = convolution(node, present(node, 0), present(node, 1))
+    return _with_bias(node, body, taps, coordinates(node.output.dims)[1])
+
+
+def convolution(node: Node, x: Value, w: Value) -> tuple[Expr, tuple[int, ...]]:
+    """What a convolution with the attributes of `node` sums, and the extents of its taps and channels."""
+    out = node.output.dims
     groups, kernel, depth = int(node.attrs.get("group", 1)), w.dims[2:], w.dims[1]
     n, m, *outputs = coordinates(out)
     *taps, c = coordinates((*kernel, depth), len(out))
@@ -76,7 +87,7 @@ def conv(node: Node) -> list[Stage]:
     channel = divide(m, out[1] // groups)[0] * depth + c
     data = guarded(x, (n, channel, *coords), window.guards(coords))
     weight = load(w.name, (m, c, *taps), w.dtype)
-    return _with_bias(node, product(data, weight), (*kernel, depth), m)
+    return product(data, weight), (*kernel, depth)
 
 
 @defines("ConvTranspose")

@@ -28,7 +28,7 @@ from smartmem.kernel.definitions.build import (
     wide,
 )
 from smartmem.kernel.definitions.registry import defines
-from smartmem.kernel.expr import DType, Expr, alu
+from smartmem.kernel.expr import DType, Expr
 from smartmem.kernel.stage import Stage
 
 
@@ -71,9 +71,9 @@ def dequantize_linear(node: Node) -> list[Stage] | None:
     x, scale, zero = present(node, 0), present(node, 1), operand(node, 2)
     space = coordinates(x.dims)
     kind = wide(scale.dtype)
-    value = alu("cast", raw(x, space), dtype=kind)
+    value = cast(raw(x, space), kind)
     if zero is not None:
-        value = apply("sub", value, alu("cast", raw(zero, parameter_index(node, zero, space)), dtype=kind))
+        value = apply("sub", value, cast(raw(zero, parameter_index(node, zero, space)), kind))
     return pointwise(node, apply("mul", value, read(scale, parameter_index(node, scale, space))))
 
 
@@ -97,5 +97,5 @@ def dynamic_quantize_linear(node: Node) -> list[Stage] | None:
     point = node.outputs[2]
     assert point is not None
     rounded = apply("round", apply("div", read(x, where.space), read(scale, ())))
-    shifted = apply("add", rounded, alu("cast", raw(point, ()), dtype=rounded.dtype))
+    shifted = apply("add", rounded, cast(raw(point, ()), rounded.dtype))
     return stages.output(saturate(shifted, node.output.dtype))

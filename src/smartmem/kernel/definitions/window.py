@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.graph.ir import Node, Value
-from smartmem.index.divide import divide
+from smartmem.graph.ir import Node
+from smartmem.index.divide import unflatten
 from smartmem.index.lin import Lin, axis_digit, total
 from smartmem.index.map import Guard
 from smartmem.kernel.definitions.access import guarded, parameter, reduce_then
-from smartmem.kernel.definitions.build import Stages, apply, cast, coordinates, is_float, present, wide
+from smartmem.kernel.definitions.build import Stages, apply, cast, coordinates, lowest, present, wide
 from smartmem.kernel.definitions.geometry import Window, window_of
 from smartmem.kernel.definitions.registry import Defined, defines
 from smartmem.kernel.definitions.tables import Tables, looked_up
@@ -43,17 +43,12 @@ def _taken(node: Node, window: Window, taps: Sequence[Lin], fill: Any) -> Expr:
     return guarded(x, (n, c, *coords), window.guards(coords), fill)
 
 
-def _lowest(value: Value) -> float | int:
-    """The neutral element of max."""
-    return -math.inf if is_float(value.dtype) else int(np.iinfo(value.dtype).min)
-
-
 @defines("MaxPool")
 def max_pool(node: Node) -> list[Stage]:
     """``y = max`` over the taps; the optional second output is the flat position of the first maximum in the input."""
     window = _window(node)
     taps = coordinates(window.kernel, len(node.output.dims))
-    body = _taken(node, window, taps, _lowest(present(node, 0)))
+    body = _taken(node, window, taps, lowest(present(node, 0).dtype))
     stages = Stages(node)
     stages.output(body, window.kernel, "max")
     if len(node.outputs) > 1 and node.outputs[1] is not None:
@@ -64,10 +59,10 @@ def max_pool(node: Node) -> list[Stage]:
 def _positions(node: Node, window: Window, stages: Stages) -> None:
     """MaxPool's second output: which tap is the maximum, by an argmax, then that tap's position in the input."""
     x, count = present(node, 0), math.prod(window.kernel)
-    body = _taken(node, window, _unflatten(axis_digit(len(x.dims), count), window.kernel), _lowest(x))
+    body = _taken(node, window, unflatten(axis_digit(len(x.dims), count), window.kernel), lowest(x.dtype))
     best = stages.add("tap", node.output.dims, body, (count,), "argmax")
     n, c, *outputs = coordinates(node.output.dims)
-    taps = _unflatten(looked_up(best.name, (n, c, *outputs), count), window.kernel)
+    taps = unflatten(looked_up(best.name, (n, c, *outputs), count), window.kernel)
     position = list(window.coordinates(outputs, taps))
     spatial = list(window.extents)
     if node.attrs.get("storage_order"):  # column major: the first spatial axis varies fastest
@@ -75,15 +70,6 @@ def _positions(node: Node, window: Window, stages: Stages) -> None:
     strides = [math.prod(spatial[a + 1 :]) for a in range(len(spatial))]
     plane = (n * x.dims[1] + c) * math.prod(spatial)
     stages.output(iota(plane + total(p * s for p, s in zip(position, strides, strict=True))), position=1)
-
-
-def _unflatten(flat: Lin, extents: Sequence[int]) -> list[Lin]:
-    """The row-major coordinate whose flat index is `flat`."""
-    parts: list[Lin] = []
-    for extent in reversed(extents[1:]):
-        flat, remainder = divide(flat, extent)
-        parts.append(remainder)
-    return [flat, *reversed(parts)]
 
 
 @defines("AveragePool")
