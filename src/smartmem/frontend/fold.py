@@ -81,6 +81,8 @@ def worth_folding(node: Node, operands: Sequence[Array | None]) -> bool:
     """Whether the results are not much larger than the operands, and no load should compute them instead."""
     given = sum(a.nbytes for a in operands if a is not None)
     made = sum(size_of(v) for v in node.outputs if v is not None)
+    if node.op == "DequantizeLinear":  # passes want to see integers and scales
+        return False
     if node.op in ("Gather", "Expand", "Tile") and made > max(LARGE, EXPANSION * given):
         return False
     return made <= given + GROWTH_LIMIT

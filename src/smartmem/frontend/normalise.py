@@ -112,7 +112,7 @@ def _normalise_axis(node: Node) -> None:
         return
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
         scale = _shape(operand(node, 1))
-        if scale is None or len(scale) == 0:  # one scale for all: the axis means nothing
+        if scale is None or scale in ((), (1,)):  # one scale for all: the axis means nothing
             return
     if node.op in ("Flatten", "Softmax", "LogSoftmax", "Hardmax") and axis == len(shape):
         return
