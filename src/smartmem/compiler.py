@@ -46,8 +46,8 @@ def build_program(
     from smartmem.passes.report import fill_report
 
     graph, fates = _read(model, shapes, level, progress)
-    module = run_passes(graph, level)
     target = replace(target_of(march), tuned=level == "full")
+    module = run_passes(graph, level, bytes_pay=target.tuned and target.dot4)
     program = assemble(module, target, level, march, progress)
     fill_report(program, module, fates)
     return program

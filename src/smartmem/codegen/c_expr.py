@@ -66,6 +66,7 @@ class Context:
         lookup: renders indices of gathers along the lane; without it they are taken lane by lane.
         hoist: where the parts of addresses go that do not depend on the `inner` axes, if they contain divisions.
         inner: axes of the loops between that place and the code.
+        once: where loads of tensors of one element go.
         streams: whether the kernel's result is stored past the caches, as none holds it.
         rounded: local tensors that come from sums, whose last bits mean nothing.
     """
@@ -78,11 +79,17 @@ class Context:
     lookup: VectorLookup | None = None
     hoist: Mark | None = None
     inner: frozenset[int] = frozenset()
+    once: Mark | None = None
     streams: bool = False
     rounded: frozenset[str] = frozenset()
 
     def scalar(self) -> Context:
         return replace(self, lane=None)
+
+
+def _scalar_type(dtype: DType) -> str:
+    """The C type of one value in a variable."""
+    return "float" if dtype == np.float16 else C_TYPES[dtype.name]
 
 
 def vectorizable(body: Expr, dtype: DType) -> bool:
@@ -135,9 +142,7 @@ class Emitter:
 
     def name(self, text: str, dtype: DType, vector: bool) -> Value:
         """Binds a C expression to a fresh constant."""
-        kind = ("i32v" if dtype == np.bool_ else "f32v") if vector else C_TYPES[dtype.name]
-        if not vector and dtype == np.float16:
-            kind = "float"
+        kind = ("i32v" if dtype == np.bool_ else "f32v") if vector else _scalar_type(dtype)
         variable = self.writer.fresh()
         self.writer.line(f"const {kind} {variable} = {text};")
         return Value(variable, vector)
@@ -169,8 +174,12 @@ class Emitter:
         reader = self.context.local.get(node.tensor)
         if reader is not None:
             return reader(self, node.index)
-        storage = self.context.storages[node.tensor]
-        return self.load_at(self.context.pointers[node.tensor], storage.at(node.index), node.dtype)
+        storage, pointer = self.context.storages[node.tensor], self.context.pointers[node.tensor]
+        address = storage.at(node.index)
+        if self.context.once is not None and address.is_constant:
+            text = f"{pointer}[{c_lin(address, self.context.axes)}]"
+            return Value(self.writer.hoist(self.context.once, text, _scalar_type(node.dtype)))
+        return self.load_at(pointer, address, node.dtype)
 
     def load_at(self, pointer: str, address: Lin, dtype: DType) -> Value:
         """The element, or the vector of elements, at an address over the loop axes."""
@@ -292,8 +301,9 @@ class Emitter:
         vector = any(a.vector for a in args)
         kinds = [a.dtype for a in node.args]
         if vector:
-            if node.op == "div" and not args[1].vector and self._is_rounded(node.args[1]):
-                return self.name(f"sm_over({args[0].text}, {args[1].text})", node.dtype, True)
+            if node.op == "div" and not args[1].vector:
+                divide = "sm_over" if self._is_rounded(node.args[1]) else "sm_divide"
+                return self.name(f"{divide}({args[0].text}, {args[1].text})", node.dtype, True)
             texts = [self.as_vector(a, kind) for a, kind in zip(args, kinds, strict=True)]
             return self.name(vector_alu(node, texts), node.dtype, True)
         return self.name(scalar_alu(node, [a.text for a in args]), node.dtype, False)

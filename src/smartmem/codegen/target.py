@@ -17,6 +17,7 @@ _AVX512 = (
     "znver5",
     "cascadelake",
 )
+_DOT4 = ("icelake", "sapphirerapids", "znver4", "znver5", "cascadelake", "alderlake")
 _AVX2 = ("x86-64-v3", "haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "alderlake")
 
 
@@ -25,9 +26,9 @@ def target_of(march: str) -> Target:
     if march == "native":
         return _native()
     if any(march.startswith(name) for name in _AVX512):
-        return Target(lanes=16, registers=32)
+        return Target(lanes=16, registers=32, dot4=march.startswith(_DOT4))
     if any(march.startswith(name) for name in _AVX2):
-        return Target(lanes=8, registers=16)
+        return Target(lanes=8, registers=16, dot4=march.startswith(_DOT4))
     if march.startswith(("x86", "core2", "nehalem", "sandybridge", "ivybridge")):
         return Target(lanes=8 if "bridge" in march else 4, registers=16)
     return Target(lanes=4, registers=32)
@@ -38,8 +39,8 @@ def _native() -> Target:
     if platform.machine().lower() in ("x86_64", "amd64"):
         flags = _cpu_flags()
         if "avx512f" in flags:
-            return Target(16, 32, l1, l2)
-        return Target(8 if "avx" in flags else 4, 16, l1, l2)
+            return Target(16, 32, l1, l2, dot4="avx512_vnni" in flags)
+        return Target(8 if "avx" in flags else 4, 16, l1, l2, dot4="avx_vnni" in flags)
     return Target(4, 32, l1, l2)
 
 

@@ -55,11 +55,13 @@ class Writer:
         self._marks.append(Mark(len(self.lines), self._indent))
         return self._marks[-1]
 
-    def hoist(self, mark: Mark, text: str) -> str:
-        """The name of an integer with the given value, defined at `mark`."""
+    def hoist(self, mark: Mark, text: str, kind: str = "") -> str:
+        """The name of a value of C type `kind` (an index, unless given), defined at `mark`."""
         if text not in mark.names:
             mark.names[text] = self.fresh("o")
-            self.lines.insert(mark.position, "    " * mark.indent + f"const {self.index} {mark.names[text]} = {text};")
+            self.lines.insert(
+                mark.position, "    " * mark.indent + f"const {kind or self.index} {mark.names[text]} = {text};"
+            )
             for other in self._marks:
                 if other.position >= mark.position:
                     other.position += 1

@@ -30,6 +30,17 @@ def _trunc_div(a: Array, b: Array) -> Array:
     return np.divide(a, b)
 
 
+def _pack4(*parts: Array) -> Array:
+    packed = np.ascontiguousarray(np.stack(np.broadcast_arrays(*parts), -1).astype(np.uint8)).view(np.float32)
+    return np.asarray(packed[..., 0])
+
+
+def _dot4(a: Array, b: Array) -> Array:
+    x = np.ascontiguousarray(a)[..., None].view(np.uint8).astype(np.int32)
+    y = np.ascontiguousarray(b)[..., None].view(np.int8).astype(np.int32)
+    return np.asarray((x * y).sum(-1))
+
+
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
     "neg": np.negative, "abs": np.abs, "exp": np.exp, "log": np.log, "sqrt": np.sqrt, "sin": np.sin, "cos": np.cos,
     "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh,
@@ -40,7 +51,7 @@ _FUNCTIONS: dict[str, Callable[..., Array]] = {
     "pow": np.power, "max": np.maximum, "min": np.minimum, "and": np.logical_and, "or": np.logical_or,
     "xor": np.logical_xor, "shl": np.left_shift, "shr": np.right_shift, "bitand": np.bitwise_and,
     "bitor": np.bitwise_or, "bitxor": np.bitwise_xor, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "where": np.where,
+    "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "where": np.where, "pack4": _pack4, "dot4": _dot4,
 }  # fmt: skip
 
 _COMBINE: dict[str, Callable[..., Array]] = {

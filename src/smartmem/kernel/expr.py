@@ -31,16 +31,18 @@ UNARY = frozenset(
 )  # fmt: skip
 BINARY = frozenset(
     ("add", "sub", "mul", "div", "mod", "fmod", "pow", "max", "min", "and", "or", "xor", "shl", "shr", "bitand",
-     "bitor", "bitxor")
+     "bitor", "bitxor", "dot4")
 )  # fmt: skip
 COMPARE = frozenset(("lt", "le", "gt", "ge", "eq", "ne"))  # operands of one dtype, result bool
-OTHER = frozenset(("where", "cast"))  # where(bool, a, b); cast(x) to the node's dtype, saturating as ONNX says
+OTHER = frozenset(("where", "cast", "pack4"))  # where(bool, a, b); cast(x) to the node's dtype, saturating as in ONNX
 
 # Combining functions of a reduction. arg* reduce one axis and give the position of the first (or last) extremum.
 COMBINE = frozenset(["sum", "prod", "max", "min", "and", "or", "argmax", "argmin", "argmax_last", "argmin_last"])
 
 # What only level `full` for CPUs writes: "exp_below" (`schedule.online`) is exp for x <= 0, less exact the lower x; the
 # combination "max_ordered" is "max" that may drop NaN; "gelu" (`passes.gelus`) is x / 2 * (1 + erf(x / sqrt(2))).
+# Four bytes may lie in the place of a float (`passes.byte_products`): pack4(a, b, c, d) are integers from 0 to 255, and
+# dot4(x, y) is the sum of the products of the bytes of x with those of y, which have signs.
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import numpy as np
 from smartmem.index.lin import Digit, Lin, Lookup
 from smartmem.kernel.expr import Load, cost
 from smartmem.kernel.stage import Kernel, looked_up
-from smartmem.schedule.roles import is_contraction
+from smartmem.schedule.roles import is_contraction, multiplies_bytes
 
 Types = Mapping[str, tuple[tuple[int, ...] | None, "np.dtype[Any]"]]
 
@@ -28,7 +28,7 @@ def count_flops(kernel: Kernel) -> int:
     total = 0
     for stage in kernel.stages:
         if kernel.rows is not None and is_contraction(stage, kernel.rows):
-            total += 2 * math.prod(stage.domain)
+            total += 2 * math.prod(stage.domain) * (4 if multiplies_bytes(stage) else 1)
         else:
             total += math.prod(stage.domain) * (cost(stage.body) + (1 if stage.reduce else 0))
     return total

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from smartmem.index.lin import axes_of
 from smartmem.index.map import IndexMap
-from smartmem.kernel.expr import Choose, Expr, Iota, Load, cost, load, loads, operands, rebuild, walk
+from smartmem.kernel.expr import Alu, Choose, Expr, Iota, Load, cost, load, loads, operands, rebuild, walk
 from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
 from smartmem.passes.classify import Legality, Mapping, legality, mapping_of
 from smartmem.passes.join_rows import join_rows
@@ -34,6 +34,7 @@ from smartmem.schedule.unrolled import selects
 MAX_REPEAT = 4  # a prologue may be evaluated this many times per element if it is not cheap
 CHEAP = 2
 HEAVY = 128  # operations per element that no other kernel computes on the way
+LANES = 16  # of what is packed side by side, that a row of a pipeline is worth
 MOST_LOADS = 4  # per element of a choice by axes: with more it is computed where neighbours share loads (`unrolled`)
 
 
@@ -197,7 +198,7 @@ class _Fuser:
         stage, user = producer.output, consumer.output
         if _repeats(stage, user) > MAX_REPEAT and cost(stage.body) > CHEAP:
             return None
-        if _repeats(stage, user) > 1 and (
+        if (_repeats(stage, user) > 1 or _packs(user)) and (
             _is_heavy(producer)
             or (_is_heavy(consumer) and cost(stage.body) > CHEAP)
             or (cost(stage.body) and self._can_follow(producer))
@@ -213,12 +214,18 @@ class _Fuser:
         for other in self.kernels:
             if not isinstance(other, Kernel) or other.tensor not in kernel.inputs() or other.tensor in self.pinned:
                 continue
-            users = self.consumers.get(other.tensor, [])
-            alone = all(u is kernel or (isinstance(u, Kernel) and self._only_consumer(u) is kernel) for u in users)
+            alone = all(self._ends_in(user, kernel) for user in self.consumers.get(other.tensor, []))
             computes = not _is_pointwise(other) or _is_heavy(other)
             if alone and other.shape == kernel.shape and (computes or self._can_follow(other)):
                 return True
         return False
+
+    def _ends_in(self, first: Kernel | HostOp, last: Kernel) -> bool:
+        """Whether a kernel is another one, or all that comes of it goes there."""
+        current: Kernel | HostOp | None = first
+        while current is not last and isinstance(current, Kernel) and _is_pointwise(current):
+            current = self._only_consumer(current)
+        return current is last
 
     def _epilogue(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
         if _is_pointwise(producer) or not _is_pointwise(consumer):
@@ -278,6 +285,8 @@ class _Fuser:
 
     def _join_rows(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
         """The producer's stages as local stages of the consumer, at the consumer's rows."""
+        if _packs(consumer.output) and _packed_columns(consumer.output) < LANES:
+            return None
         joined = join_rows(producer, consumer)
         if isinstance(joined, str):
             return None
@@ -350,6 +359,17 @@ def _is_pointwise(kernel: Kernel) -> bool:
     """One stage of any mapping type but many-to-many: it can be computed wherever its result is loaded."""
     single = len(kernel.stages) == 1 and kernel.store is None
     return single and mapping_of(kernel.output) is not Mapping.MANY_TO_MANY
+
+
+def _packs(stage: Stage) -> bool:
+    """Whether four elements of its operand become one (`passes.byte_products`)."""
+    return isinstance(stage.body, Alu) and stage.body.op == "pack4"
+
+
+def _packed_columns(stage: Stage) -> int:
+    """How many such elements lie side by side."""
+    terms = (term for access in stage.loads() for value in access.index for term in value.terms)
+    return next((digit.ext for stride, digit in terms if stride == 4), 1)
 
 
 def _is_heavy(kernel: Kernel) -> bool:

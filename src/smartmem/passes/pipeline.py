@@ -18,7 +18,9 @@ from pathlib import Path
 from smartmem.errors import InputError
 from smartmem.graph.ir import Graph
 from smartmem.kernel.stage import Kernel
+from smartmem.passes.byte_products import byte_products
 from smartmem.passes.eliminate import eliminate
+from smartmem.passes.exact_casts import exact_casts
 from smartmem.passes.fold_constants import fold_kernels, fold_stages
 from smartmem.passes.fuse import fuse
 from smartmem.passes.gelus import gelus
@@ -38,8 +40,11 @@ from smartmem.schedule.backend import Backend
 LEVELS = ("naive", "fuse", "eliminate", "layout", "full")
 
 
-def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Module:
-    """The module of a graph, ready for the assembly of a program, for the CPU or another backend."""
+def run_passes(graph: Graph, level: str, backend: Backend | None = None, bytes_pay: bool = False) -> Module:
+    """The module of a graph, ready for the assembly of a program, for the CPU or another backend.
+
+    `bytes_pay`: whether the target multiplies bytes faster than floats.
+    """
     if level not in LEVELS:
         raise InputError(f'unknown level "{level}": choose one of {", ".join(LEVELS)}')
     rank = LEVELS.index(level)
@@ -54,6 +59,10 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None) -> Modu
         passes.append(("simplify", simplify))
     if rank >= LEVELS.index("eliminate"):
         passes.append(("eliminate", eliminate))
+    if rank >= LEVELS.index("fuse"):
+        passes.append(("exact_casts", exact_casts))
+    if bytes_pay:
+        passes.append(("byte_products", byte_products))
     if rank >= LEVELS.index("layout"):
         units = backend.units if rank >= LEVELS.index("full") and backend is not None else 0
         passes.append(("split_reductions", lambda m: split_reductions(m, units)))

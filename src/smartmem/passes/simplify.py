@@ -1,4 +1,4 @@
-"""Arithmetic that does nothing disappears: constants that hold one value are that value, x * 1 and x + 0 are x.
+"""Arithmetic that does nothing disappears: constants that hold one value are that value, x * 1, x + 0 and x - 0 are x.
 
 Exporters write normalizations without scale and shift as if they had them, by tensors of ones and zeros.
 """
@@ -38,8 +38,10 @@ def _is_exact(dtype: DType) -> bool:
 
 
 def _without_neutral(node: Alu, args: Sequence[Expr]) -> Expr:
-    """x * 1 -> x, x + 0 -> x."""
-    neutral = {"mul": 1.0, "add": 0.0}.get(node.op)
-    rest = [a for a in args if not (isinstance(a, Const) and a.value == neutral)]
+    """x * 1 -> x, x + 0 -> x, x - 0 -> x."""
+    neutral = {"mul": 1.0, "add": 0.0, "sub": 0.0}.get(node.op)
+    rest = [
+        a for k, a in enumerate(args) if not (isinstance(a, Const) and a.value == neutral) or (k, node.op) == (0, "sub")
+    ]
     keeps = neutral is not None and len(rest) == 1 and _is_exact(node.dtype)
     return rest[0] if keeps else with_operands(node, args)

@@ -36,6 +36,7 @@ LONG = 4096  # elements of a reduction from which on the extra step costs nothin
 GROUP = 512  # partial results (on a device a group of work-items computes four) that keep a compute unit busy
 SLICE = 1024  # elements that a slice has at least
 FEW = 8  # results that are too few for threads to share
+MOST = 1024  # results of the first step
 SHARE = 1 << 14  # elements of a reduction that are worth a thread's while
 
 
@@ -154,7 +155,8 @@ def _shared(stage: Stage, units: int) -> tuple[Stage, Stage] | None:
         return in_slices(stage, count, 0) if count >= FEW else None
     kept = next((k for k, n in enumerate(stage.reduce) if n >= FEW), 0)
     part, rest = _split(stage, len(stage.shape) + kept)
-    slices = _slices(part, _most(part, units) if units else math.prod(part.domain) // SHARE)
+    shares = min(math.prod(part.domain) // SHARE, MOST // part.size)
+    slices = _slices(part, _most(part, units) if units else shares)
     return _cut(part, rest, slices) if slices > 1 else (part, rest)
 
 

@@ -41,7 +41,7 @@ from smartmem.kernel.evaluate import evaluate_expr
 from smartmem.kernel.expr import Expr, alu, choose, const, index_values, load, one_of
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.passes.module import HostOp, Module
-from smartmem.schedule.roles import expr_axes, factors
+from smartmem.schedule.roles import expr_axes, factors, multiplies_bytes
 
 TAPS = 3  # per axis
 # Arithmetic that a core does while it moves a byte: of tiles and products, which caches hold for the most part, and of
@@ -129,7 +129,7 @@ def _best(stage: Stage, module: Module) -> _Convolution | None:
 def _convolution(stage: Stage, form: Form, module: Module) -> _Convolution | None:
     """The stage as a 3x3 convolution of stride 1 with constant weights, None if it is something else."""
     pair = factors(stage)
-    if pair is None or stage.reduce.count(TAPS) < 2:
+    if pair is None or multiplies_bytes(stage) or stage.reduce.count(TAPS) < 2:
         return None
     x, k = pair
     if any(name not in module.constants for name in tensors_read(k)):

@@ -13,17 +13,17 @@ apart. (`operand_a.pack_operand` copies each window instead, which is as good wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.index.lin import Digit, Lin, axis_digit
 from smartmem.index.map import Guard
-from smartmem.kernel.expr import Choose, Load, alu, is_zero, load
+from smartmem.kernel.expr import Choose, Load, is_zero, load
 from smartmem.kernel.stage import Stage, reindex
 from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
-from smartmem.schedule.roles import factors
+from smartmem.schedule.roles import factors, with_factors
 
 if TYPE_CHECKING:
     from smartmem.schedule.row_emitter import RowEmitter
@@ -113,7 +113,7 @@ def band_operand(
         index.append(Lin() if axis is None else axis_digit(axis, taps[position]))
     body = reindex(a, tuple(axes), stage.domain)
     windows = Stage(f"{stage.name}.a", (*stage.shape[:rows], *taps), a.dtype, body, origin=stage.origin)
-    return band, windows, replace(stage, body=alu("mul", load(windows.name, tuple(index), a.dtype), b))
+    return band, windows, with_factors(stage, load(windows.name, tuple(index), a.dtype), b)
 
 
 def _band(stage: Stage, image: Load, guards: tuple[Guard, ...], lead: list[int], storage: Storage) -> Band | None:

@@ -19,7 +19,7 @@ from smartmem.layout.storage import Storage
 from smartmem.schedule import nest, rows, unrolled
 from smartmem.schedule.backend import Backend
 from smartmem.schedule.code import KernelCode, Target
-from smartmem.schedule.loops import build, choose_lane
+from smartmem.schedule.loops import build, choose_lane, reduces_across
 from smartmem.schedule.operand_b import b_tensors
 from smartmem.schedule.pipeline import softmax_of
 from smartmem.schedule.roles import is_contraction
@@ -46,10 +46,12 @@ def schedule(
 
 
 def _row_reduction(kernel: Kernel, storages: Mapping[str, Storage], target: Target) -> Kernel | None:
-    """A reduction along contiguous memory as a row pipeline: no space axis would serve as lane."""
+    """A reduction along contiguous memory as a row pipeline: no space axis would serve as lane as well."""
     if not any(stage.reduce for stage in kernel.stages) or not nest.accepts(kernel):
         return None
-    if choose_lane(build(kernel, storages), kernel, target.lanes) is not None:
+    loops = build(kernel, storages)
+    lane = choose_lane(loops, kernel, target.lanes)
+    if lane is not None and not (target.tuned and reduces_across(loops, lane)):
         return None
     candidate = Kernel(kernel.stages, kernel.tensor, kernel.shape, kernel.store, len(kernel.output.shape), kernel.notes)
     return candidate if rows.accepts(candidate) == "" else None

@@ -52,6 +52,7 @@ class Target:
         lanes: floats per vector register.
         registers: vector registers.
         l1, l2: bytes of cache per core.
+        dot4: whether it multiplies four bytes by four others, and adds the products, in one instruction per lane.
         tuned: whether schedules use what only speed asks for: prefetching, blocks of the reduction and of rows that
             fit the caches, windows that slide by several outputs, operands transposed in registers (level `full`).
     """
@@ -60,6 +61,7 @@ class Target:
     registers: int = 32
     l1: int = 32 << 10
     l2: int = 1 << 20
+    dot4: bool = False
     tuned: bool = True
 
     def streams(self, size: int) -> bool:

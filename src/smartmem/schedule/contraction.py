@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from smartmem.codegen.c_expr import (
     Emitter,
     Lane,
@@ -28,6 +30,7 @@ from smartmem.schedule.finish import Ending, Finish, finish_of
 from smartmem.schedule.flatten import B, Flat, K, N
 from smartmem.schedule.operand_a import Walk, even_step, walk_of
 from smartmem.schedule.operand_b import direct_b, held_of
+from smartmem.schedule.roles import multiplies_bytes
 from smartmem.schedule.tile_functions import FEW, ROWS_ACROSS, grouped_tile_function, tile_function
 from smartmem.schedule.tiling import Tiling, tile_columns
 
@@ -245,7 +248,7 @@ def _tile_call(product: _Product, block: _Block, prefetch: int, ending: Ending |
         arguments = f"{table_of}, {block.b}, cq"
     else:
         vectors = ending.vectors if ending is not None else product.vectors
-        name, text = tile_function(rows, vectors, prefetch, kind, ending)
+        name, text = tile_function(rows, vectors, prefetch, kind, ending, multiplies_bytes(product.stage))
         # Each row tile of the block asks for its part of what comes after the block.
         part = -(-product.blocks.length * product.blocks.segments // 4) * prefetch * 16
         ahead = f"{block.behind} + (q - g) * {part}" if prefetch else "bp"
@@ -314,7 +317,7 @@ def row_pointers(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, table: int
 
 
 def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
-    """``guards ? base + address : ... : zeros`` as a C expression."""
+    """``guards ? base + address : ... : zeros`` (or what is beyond the guards) as a C expression."""
     p = e.pipeline
     text = ""
     for branch in walk.branches:
@@ -326,9 +329,15 @@ def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
         if not branch.guards:
             return text + base
         text += f"{c_guards(branch.guards, axes)} ? {base} : "
-    zeros = (p.target.lanes if p.group_size else walk.run) + (p.shared_step or 0) * (p.batches - 1)
-    p.support[f"zeros{zeros}"] = f"static const float sm_zeros_{zeros}[{zeros}];\n"
-    return text + f"sm_zeros_{zeros}"
+    count = (p.target.lanes if p.group_size else walk.run) + (p.shared_step or 0) * (p.batches - 1)
+    if walk.fill:
+        bits = int(np.float32(walk.fill).view(np.uint32))
+        name, values = f"sm_fill_{bits:08x}_{count}", f" = {{{', '.join([hex(bits)] * count)}}}"
+        p.support[name] = f"static const uint32_t {name}[{count}]{values};\n"
+        return text + f"(const float *){name}"
+    name = f"sm_zeros_{count}"
+    p.support[f"zeros{count}"] = f"static const float {name}[{count}];\n"
+    return text + name
 
 
 def b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int, bool]:

@@ -25,9 +25,9 @@ from smartmem.schedule.flatten import Flat, M, N, flat_address
 if TYPE_CHECKING:
     from smartmem.schedule.row_emitter import RowEmitter
 
-MOST = 8  # operations of an epilogue, each one instruction
-CHEAP = frozenset(("add", "sub", "mul", "max", "min", "neg", "abs"))
-OF_ROWS = CHEAP | {"div", "recip", "sqrt"}  # of numbers that a row has one of
+MOST = 12  # operations of an epilogue, each one instruction or two
+CHEAP = frozenset(("add", "sub", "mul", "div", "max", "min", "neg", "abs", "round"))
+OF_ROWS = CHEAP | {"recip", "sqrt"}  # of numbers that a row has one of
 
 
 class Unfit(Exception):

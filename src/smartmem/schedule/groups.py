@@ -32,7 +32,7 @@ from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Target
 from smartmem.schedule.flatten import N, flatten
 from smartmem.schedule.operand_a import walk_stage
-from smartmem.schedule.roles import factors, is_contraction
+from smartmem.schedule.roles import factors, is_contraction, multiplies_bytes
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ def _entries_of_a_vector(kernel: Kernel, batch: int, target: Target, constants: 
     assert rows is not None
     pair = factors(stage)
     if batch != 1 or pair is None or not is_contraction(stage, rows) or not _is_epilogue(kernel):
+        return 1
+    if multiplies_bytes(stage):
         return 1
     if any(name not in constants for name in tensors_read(pair[1])):
         return 1

@@ -33,6 +33,7 @@ from smartmem.kernel.expr import (
     index_values,
     is_zero,
     load,
+    loads,
     map_lins,
     rebuild,
     walk,
@@ -159,6 +160,25 @@ def choose_lane(nest: Nest, kernel: Kernel, width: int) -> Lane | None:
     if best is None or best[0] < 0.3 * (2 + len(values)):
         return None
     return best[1]
+
+
+def reduces_across(nest: Nest, lane: Lane) -> bool:
+    """Whether what reductions read for each lane and step lies side by side along a reduce axis, not along the lane."""
+
+    def stride(address: Lin, axis: int) -> int | None:
+        return along(address, axis, nest.extents[axis], lane.width).stride
+
+    found = False
+    for body, reduce in zip(nest.bodies, nest.reduces, strict=True):
+        for access in loads(body) if reduce else ():
+            if not access.index:
+                continue
+            across, beside = stride(access.index[0], lane.axis), [stride(access.index[0], axis) for axis in reduce]
+            if across != 0 and any(beside):
+                if across == 1 or 1 not in beside:
+                    return False
+                found = True
+    return found
 
 
 def rounded(body: Expr) -> Expr | None:

@@ -118,7 +118,8 @@ def schedule(
     axes = replace(axes, lookup=lookup_renderer(storages, pointers))
     flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in inputs}
     streams = target.streams(storages[kernel.tensor].bytes)
-    context = Context(axes, flat, pointers, lane=lane, streams=streams)  # loads of the nest are addresses already
+    # Loads of the nest are addresses already.
+    context = Context(axes, flat, pointers, lane=lane, streams=streams, once=writer.mark())
     jam = find_jam(nest, kernel, lane, target)
     plan = Tasks.of(nest, kernel, lane, jam)
     with writer.loop("t", "end", "begin"), ExitStack() as loops:

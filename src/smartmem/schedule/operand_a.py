@@ -21,9 +21,9 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import (
     Alu,
     Choose,
+    Const,
     Expr,
     Load,
-    alu,
     const,
     is_zero,
     load,
@@ -32,7 +32,7 @@ from smartmem.kernel.expr import (
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.layout.storage import Storage
 from smartmem.schedule.flatten import B, Flat, K, M, N, digits, flat_address, flatten
-from smartmem.schedule.roles import factors
+from smartmem.schedule.roles import factors, multiplies_bytes, with_factors
 
 if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline
@@ -59,14 +59,16 @@ class Walk:
         segments: extents of the segment axes, outermost first; flat axes K, K+1, ...
         run: extent of the contiguous axis, the last flat axis.
         axes: each reduce axis of the stage as a Lin over the segment axes and the run.
-        branches: where A lies, the first whose guards hold (none depends on the run); zeros where none does. Several
-            branches are a Concat along the reduction that was never made.
+        branches: where A lies, the first whose guards hold (none depends on the run). Several branches are a Concat
+            along the reduction that was never made.
+        fill: what A is where no guards hold: zero, or four bytes (`passes.byte_products`).
     """
 
     segments: tuple[int, ...]
     run: int
     axes: tuple[Lin, ...]
     branches: tuple[Branch, ...]
+    fill: float = 0.0
 
     @property
     def count(self) -> int:
@@ -77,7 +79,7 @@ class Walk:
         return self.count * self.run
 
 
-def walk_operand(flat: Flat, branches: list[Branch]) -> Walk | None:
+def walk_operand(flat: Flat, branches: list[Branch], fill: float = 0.0) -> Walk | None:
     """The walk over A given by `branches`, or None if it has no contiguous axis."""
     reduce = flat.extents[K:]
     asks = [_reduce_only(v) for b in branches for v in (b.address, *(g.lin for g in b.guards))]
@@ -108,6 +110,7 @@ def walk_operand(flat: Flat, branches: list[Branch]) -> Walk | None:
             )
             for b in moved
         ),
+        fill,
     )  # fmt: skip
 
 
@@ -161,8 +164,8 @@ def operands(flat: Flat) -> tuple[Expr, Expr]:
 
 def _a_branches(
     a: Expr, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int
-) -> list[Branch] | None:
-    """Operand A as a chain of guarded loads that ends in zero or in a load, or None if it is computed."""
+) -> tuple[list[Branch], float] | None:
+    """Operand A as a chain of guarded loads that ends in a number or in a load, or None if it is computed."""
     branches: list[Branch] = []
     node: Expr = a
     outer: tuple[Guard, ...] = ()
@@ -174,8 +177,8 @@ def _a_branches(
             guards, access, node = node.guards, node.then, node.otherwise
         elif isinstance(node, Load):
             guards, access, node = (), node, const(0.0)
-        elif is_zero(node) and branches:
-            return branches
+        elif isinstance(node, Const) and branches:
+            return branches, float(node.value)
         else:
             return None
         if access.tensor in local:
@@ -189,8 +192,8 @@ def walk_stage(
     flat: Flat, storages: Mapping[str, Storage], local: Mapping[str, tuple[int, ...]], rows: int
 ) -> Walk | None:
     """The walk over operand A, from memory or from a local tensor (given by its column extents)."""
-    branches = _a_branches(operands(flat)[0], storages, local, rows)
-    return None if branches is None else walk_operand(flat, branches)
+    found = _a_branches(operands(flat)[0], storages, local, rows)
+    return None if found is None else walk_operand(flat, *found)
 
 
 def pack_operand(
@@ -204,7 +207,8 @@ def pack_operand(
     """
     flat = flatten(stage, batch, rows, contraction=True)
     walk = walk_stage(flat, storages, local, rows)
-    if walk is not None and walk.count <= MAX_SEGMENTS and walk.run >= _least_run(walk):
+    least = UNROLLED if multiplies_bytes(stage) else MIN_RUN
+    if walk is not None and walk.count <= MAX_SEGMENTS and walk.run >= _least_run(walk, least):
         return None
     pair = factors(stage)
     assert pair is not None
@@ -223,14 +227,14 @@ def pack_operand(
         own = (*(axis_digit(k, n) for k, n in enumerate(stage.shape)), *(at[k] for k in range(len(order))))
         b = reindex(b, own, stage.domain)
     index = (*(axis_digit(k, n) for k, n in enumerate(lead)), *steps)
-    return packing, replace(stage, body=alu("mul", load(packing.name, index, a.dtype), b), reduce=reduce)
+    return packing, replace(with_factors(stage, load(packing.name, index, a.dtype), b), reduce=reduce)
 
 
-def _least_run(walk: Walk) -> int:
+def _least_run(walk: Walk, least: int) -> int:
     """Floats that must lie side by side for reading them in place: segments cost a table of row pointers each."""
     if walk.count == 1:
         return 1
-    return MIN_RUN if even_step(walk) is None else UNROLLED
+    return least if even_step(walk) is None else UNROLLED
 
 
 def _reduce_order(a: Expr, stage: Stage, storages: Mapping[str, Storage]) -> list[int]:

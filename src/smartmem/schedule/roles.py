@@ -16,9 +16,10 @@ import numpy as np
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import IndexMap
 from smartmem.index.refine import refine
-from smartmem.kernel.expr import Alu, Expr, alu, index_values, loads
+from smartmem.kernel.expr import Alu, Expr, index_values, loads, with_operands
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 
+PRODUCTS = ("mul", "dot4")
 MIN_COLUMNS = 4  # with fewer columns per batch entry a contraction is a window reduction (depthwise convolution)
 FEW_COLUMNS = 2  # without batch axes fewer columns still beat one dot product after the other
 
@@ -33,12 +34,26 @@ class Roles:
 
 
 def factors(stage: Stage) -> tuple[Expr, Expr] | None:
-    """The two operands of a contraction (each a load, perhaps guarded or computed), or None for other stages."""
+    """The two operands of a contraction (each a load, perhaps guarded or computed), or None for other stages.
+
+    These are floats, or each four bytes in the place of one (`multiplies_bytes`).
+    """
     body = stage.body
-    if stage.combine != "sum" or not isinstance(body, Alu) or body.op != "mul" or body.dtype != np.float32:
+    if stage.combine != "sum" or not isinstance(body, Alu) or body.op not in PRODUCTS or body.dtype != np.float32:
         return None
     a, b = body.args
     return (a, b) if loads(a) and loads(b) else None
+
+
+def multiplies_bytes(stage: Stage) -> bool:
+    """Whether a contraction is one of bytes (`passes.byte_products`)."""
+    return isinstance(stage.body, Alu) and stage.body.op == "dot4"
+
+
+def with_factors(stage: Stage, a: Expr, b: Expr) -> Stage:
+    """The contraction with other operands."""
+    assert isinstance(stage.body, Alu)
+    return replace(stage, body=with_operands(stage.body, (a, b)))
 
 
 def expr_axes(expr: Expr) -> set[int]:
@@ -63,7 +78,7 @@ def align_contraction(stage: Stage, constants: set[str]) -> Aligned | None:
     a, b = operands
     if _is_constant(a, constants) and not _is_constant(b, constants):
         a, b = b, a
-    refined = _refined(replace(stage, body=alu("mul", a, b)))
+    refined = _refined(with_factors(stage, a, b))
     a, b = refined.stage.body.args  # type: ignore[union-attr]
     space = len(refined.stage.shape)
     in_a, in_b = expr_axes(a), expr_axes(b)

@@ -18,10 +18,10 @@ from smartmem.codegen.c_expr import (
     vector_lookup,
 )
 from smartmem.codegen.c_index import Axes, c_lin
-from smartmem.codegen.writer import Writer
+from smartmem.codegen.writer import REDUCES, Writer
 from smartmem.index.lin import Lin, axes_of
 from smartmem.index.substitute import substitute
-from smartmem.kernel.expr import Choose, loads, walk
+from smartmem.kernel.expr import Choose, cost, loads, walk
 from smartmem.kernel.stage import Stage, tensors_read
 from smartmem.schedule.b_starts import Tables
 from smartmem.schedule.band import emit_band
@@ -39,6 +39,7 @@ from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
 
 BLOCK = 4096  # columns of a partial sum
+LIGHT = 4  # operations per element that do not hide how long an addition takes
 
 
 def after_sums(stages: list[Stage]) -> set[str]:
@@ -74,7 +75,7 @@ class RowEmitter:
         self.starts: dict[str, Tables] = {}  # of the contractions whose B is not packed
         self._packed_at: dict[str, int] = {}
         self._slots = 1  # in use, of what scratch holds
-        self.mark = writer.mark()
+        self.mark = self.once = writer.mark()
 
     def packed_offset(self, stage: Stage) -> int:
         """Where in scratch the run-time panels of a contraction's B lie."""
@@ -182,8 +183,9 @@ class RowEmitter:
         local = {s.name: self._reader(s) for s in self.pipeline.stages[:-1]}
         lookup = vector_lookup(self.pipeline.storages, self.pointers)
         return Context(
-            axes, self.pipeline.storages, self.pointers, local, lane, lookup, streams=self.streams, rounded=self.rounded
-        )
+            axes, self.pipeline.storages, self.pointers, local, lane, lookup, once=self.once, streams=self.streams,
+            rounded=self.rounded,
+        )  # fmt: skip
 
     def _reader(self, stage: Stage) -> LocalReader:
         place = self.pipeline.places[stage.name]
@@ -302,15 +304,13 @@ class RowEmitter:
                         start = initial(stage.combine, stage.dtype)
                         w.line(f"f32v {parts[stage.name]} = sm_splat({start});")
                 w.line(f"const long n2 = n1 + {BLOCK} < {full} ? n1 + {BLOCK} : {full};")
-                with w.loop("n", "n2", "n1", "SM_W", reduces=True):
-                    self._chunk(group, lane, parts)
+                self._chunks(group, lane, parts, "n1", "n2")
                 for stage in group:
                     if stage.reduce:
                         total = totals[stage.name]
                         w.line(f"{total} = {combined(stage.combine, total, parts[stage.name], True, stage.dtype)};")
         elif full:
-            with w.loop("n", full, 0, "SM_W", reduces=bool(totals)):
-                self._chunk(group, lane, totals)
+            self._chunks(group, lane, totals, "0", str(full))
         if columns % lane.width:
             with w.block(""):
                 w.line(f"const long n = {full}, count = {columns - full};")
@@ -318,6 +318,31 @@ class RowEmitter:
         for stage in group:
             if stage.reduce:
                 self._keep_scalar(stage, Value(f"sm_h{stage.combine}({totals[stage.name]})"))
+
+    def _chunks(self, group: list[Stage], lane: Lane, totals: dict[str, str], start: str, end: str) -> None:
+        """Whole vectors of columns; in long rows of which little is computed four have their own accumulators."""
+        w, flats, wide = self.writer, self.pipeline.flats, 4 * lane.width
+        light = all(stage.reduce and cost(flats[stage.name].body) <= LIGHT for stage in group)
+        if not light or lane.extent < 4 * wide or not self.pipeline.target.tuned:
+            with w.loop("n", end, start, "SM_W", reduces=bool(totals)):
+                self._chunk(group, lane, totals)
+            return
+        sums = [totals, *({name: w.fresh("part") for name in totals} for _ in range(3))]
+        for stage in group:
+            w.line("f32v " + ", ".join(f"{part[stage.name]} = {totals[stage.name]}" for part in sums[1:]) + ";")
+        with w.block(""):
+            w.line(f"long at = {start};")
+            with w.block(f"for (; at + {wide} <= {end}; at += {wide}){REDUCES}"):
+                for number, part in enumerate(sums):
+                    with w.block(""):
+                        w.line(f"const long n = at + {number * lane.width};")
+                        self._chunk(group, lane, part)
+            with w.loop("n", end, "at", "SM_W", reduces=True):
+                self._chunk(group, lane, totals)
+        for stage in group:
+            first, second, third, fourth = (part[stage.name] for part in sums)
+            pairs = [combined(stage.combine, a, b, True, stage.dtype) for a, b in ((first, second), (third, fourth))]
+            w.line(f"{first} = {combined(stage.combine, pairs[0], f'({pairs[1]})', True, stage.dtype)};")
 
     def _lane_free(self, stage: Stage, lane: Lane) -> bool:
         body = self.pipeline.flats[stage.name].body

@@ -7,6 +7,8 @@ per segment, `skip` apart, each good for k in [from, to), all moved by `shift` f
     even        the same with one table for all segments: `skip` is how far rows move from one to the next
     across      the same where rows of A lie side by side: one float of each, and `step` floats on those of the next k
     grouped     several batch entries (groups of a convolution) side by side are the lanes of one vector
+
+Elements of A and B may be four bytes each: the sums are integers then, which become floats at the end.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ FEW = 4  # accumulators of a tile that has others for each of four steps: an add
 ROWS_ACROSS = "(rows + SM_W - 1) / SM_W * SM_W"  # `step` of a block of rows packed across: whole vectors, as C
 
 
-def _step(rows: int, vectors: int, b: str, a: str, row: str = "i") -> str:
+def _step(rows: int, vectors: int, b: str, a: str, row: str = "i", of_bytes: bool = False) -> str:
     """One step of k of the register tile: a row of B times a column of A, as a C block; `row` of the accumulators."""
+    add = f"sums[{row}][j] = sm_dot4(sums[{row}][j], x, column[j])" if of_bytes else f"acc[{row}][j] += x * column[j]"
     return f"""{{
                 f32v column[{vectors}];
 #pragma GCC unroll {vectors}
@@ -27,9 +30,20 @@ def _step(rows: int, vectors: int, b: str, a: str, row: str = "i") -> str:
                 for (int i = 0; i < {rows}; ++i) {{
                     const f32v x = sm_splat({a});
 #pragma GCC unroll {vectors}
-                    for (int j = 0; j < {vectors}; ++j) acc[{row}][j] += x * column[j];
+                    for (int j = 0; j < {vectors}; ++j) {add};
                 }}
             }}"""
+
+
+def _zeros(rows: int, vectors: int, name: str, kind: str, zero: str) -> str:
+    """C text that declares accumulators."""
+    return f"""\
+    {kind} {name}[{rows}][{vectors}];
+#pragma GCC unroll {rows}
+    for (int i = 0; i < {rows}; ++i)
+#pragma GCC unroll {vectors}
+        for (int j = 0; j < {vectors}; ++j) {name}[i][j] = {zero};
+"""
 
 
 def _joined(rows: int, vectors: int) -> str:
@@ -61,14 +75,14 @@ def _kept(rows: int, vectors: int) -> str:
 
 
 def tile_function(
-    rows: int, vectors: int, prefetch: int, kind: str = "tile", ending: Ending | None = None
+    rows: int, vectors: int, prefetch: int, kind: str = "tile", ending: Ending | None = None, of_bytes: bool = False
 ) -> tuple[str, str]:
     """Name and text of the register-tile function: c[rows][vectors*SM_W] (+)= sum over segments and k of a * b.
 
     It fetches `prefetch` cache lines of what comes next per four steps of k. With an `ending` the sums are not left in
-    c but go through it.
+    c but go through it. `of_bytes`: each element of a and b is four bytes.
     """
-    name = f"sm_{kind}_{rows}x{vectors}" + (f"_p{prefetch}" if prefetch else "")
+    name = f"sm_{kind}_{rows}x{vectors}" + ("_bytes" if of_bytes else "") + (f"_p{prefetch}" if prefetch else "")
     fetch = f"for (int j = 0; j < {prefetch}; ++j) __builtin_prefetch(next + j * 16, 0, 2);"
     ahead = (
         f"""
@@ -99,6 +113,10 @@ const float *row[{rows}];
     held, row, joined = rows, "i", ""
     if rows * vectors <= FEW:  # else each sum would wait for its last step
         held, row, joined = 4 * rows, f"u * {rows} + i", _joined(rows, vectors)
+    accumulators = _zeros(held, vectors, "acc", "f32v", "sm_splat(0.0f)")
+    if of_bytes:
+        accumulators = _zeros(held, vectors, "sums", "i32v", "sm_splat_i(0)")
+        joined = _zeros(held, vectors, "acc", "f32v", "sm_to_float(sums[i][j])") + joined
     into, end = "float *c, long apart, int first", _kept(rows, vectors)
     if ending is not None:
         name, into, end = name + ending.suffix, ending.parameters, ending.text(rows)
@@ -108,19 +126,14 @@ const float *row[{rows}];
 static __attribute__((noinline)) void {name}({operand}, long from, long to,
                                              const float *b, long stride, const float *next,
                                              {into}) {{
-    f32v acc[{held}][{vectors}];
-#pragma GCC unroll {held}
-    for (int i = 0; i < {held}; ++i)
-#pragma GCC unroll {vectors}
-        for (int j = 0; j < {vectors}; ++j) acc[i][j] = sm_splat(0.0f);
-    (void)next;
+{accumulators}    (void)next;
     {loop}
         long k = from;
         for (; k + 4 <= to; k += 4, b += 4 * stride) {{{ahead}
 #pragma GCC unroll 4
-            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", unrolled, row)}
+            for (int u = 0; u < 4; ++u) {_step(rows, vectors, "b + u * stride", unrolled, row, of_bytes)}
         }}
-        for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", rest)}
+        for (; k < to; ++k, b += stride) {_step(rows, vectors, "b", rest, of_bytes=of_bytes)}
     }}
 {joined}{end}
 }}

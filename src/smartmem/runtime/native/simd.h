@@ -86,6 +86,29 @@ SM_INLINE f32v sm_iota_f(void) {
 SM_INLINE i32v sm_bits(f32v x) { return (i32v)x; }
 SM_INLINE f32v sm_from_bits(i32v x) { return (f32v)x; }
 
+/* Four bytes in the place of a float: integers from 0 to 255, and `sum` plus their products with others from -128 to 127. */
+SM_INLINE f32v sm_pack4v(f32v a, f32v b, f32v c, f32v d) {
+    const i32v low = __builtin_convertvector(a + 256.0f * b + 65536.0f * c, i32v);
+    return (f32v)(low | (__builtin_convertvector(d, i32v) << 24));
+}
+SM_INLINE float sm_pack4s(float a, float b, float c, float d) {
+    const uint32_t packed = (uint32_t)a | (uint32_t)b << 8 | (uint32_t)c << 16 | (uint32_t)d << 24;
+    float x;
+    memcpy(&x, &packed, 4);
+    return x;
+}
+SM_INLINE i32v sm_dot4(i32v sum, f32v bytes, f32v with) {
+#if defined(__AVX512VNNI__)
+    return (i32v)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, (__m512i)with);
+#elif defined(__AVXVNNI__) && SM_W == 8
+    return (i32v)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)bytes, (__m256i)with);
+#else
+    const i32v a = (i32v)bytes, b = (i32v)with;
+    sum += (a & 255) * ((b << 24) >> 24) + ((a >> 8) & 255) * ((b << 16) >> 24);
+    return sum + ((a >> 16) & 255) * ((b << 8) >> 24) + ((a >> 24) & 255) * (b >> 24);
+#endif
+}
+
 /* Values: int -> float, rounded; float -> int, towards zero. */
 SM_INLINE f32v sm_to_float(i32v x) { return __builtin_convertvector(x, f32v); }
 SM_INLINE i32v sm_to_int(f32v x) { return __builtin_convertvector(x, i32v); }
@@ -170,6 +193,15 @@ SM_INLINE void sm_store_i32_n(int *p, i32v v, long n) {
 
 /* Lane i is p[i * stride]; strides count elements. */
 SM_INLINE f32v sm_load_strided(const float *p, long stride) {
+#if defined(__AVX512F__)
+    if (__builtin_constant_p(stride) && stride == 4) { /* from four vectors, of the last of which 13 lanes exist */
+        const __m512i at = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+        const __m512 last = _mm512_maskz_loadu_ps(0x1fff, p + 48);
+        const __m512 low = _mm512_permutex2var_ps(_mm512_loadu_ps(p), at, _mm512_loadu_ps(p + 16));
+        const __m512 high = _mm512_permutex2var_ps(_mm512_loadu_ps(p + 32), at, last);
+        return (f32v)_mm512_shuffle_f32x4(low, high, 0x44);
+    }
+#endif
 #define SM_LANE(i) p[(i) * stride]
     return (f32v){SM_LANES(SM_LANE)};
 #undef SM_LANE
@@ -446,6 +478,30 @@ SM_INLINE f32v sm_recipv(f32v x) { return sm_splat(1.0f) / x; }
 SM_INLINE f32v sm_over(f32v a, float x) {
     const float size = fabsf(x);
     if (__builtin_expect(size >= 0x1p-126f && size <= 0x1p126f, 1)) return a * sm_splat(1.0f / x);
+    return a / sm_splat(x);
+}
+
+/* The same, rounded as the quotient is but for few x, and then 1 ulp from it: 1 / x as a sum of two floats (Brisebarre,
+ * Muller and Raina, "Accelerating correctly rounded floating-point division when the divisor is known in advance").
+ * Where both parts make no number or zero, the first one has the infinity, or the sign. */
+SM_INLINE f32v sm_divide(f32v a, float x) {
+#if defined(__FMA__)
+    const float size = fabsf(x);
+    if (__builtin_expect(size >= 0x1p-100f && size <= 0x1p100f, 1)) {
+        const double inverse = 1.0 / x;
+        const float high = (float)inverse, low = (float)(inverse - high);
+        const f32v first = a * sm_splat(high), rest = a * sm_splat(low);
+#if defined(__AVX512F__)
+        const __m512 both = _mm512_fmadd_ps((__m512)a, (__m512)sm_splat(high), (__m512)rest);
+        const __mmask16 holds = _mm512_cmp_ps_mask(both, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+        return (f32v)_mm512_mask_blend_ps(holds, (__m512)first, both);
+#else
+        const __m256 both = _mm256_fmadd_ps((__m256)a, (__m256)sm_splat(high), (__m256)rest);
+        const __m256 holds = _mm256_cmp_ps(both, _mm256_setzero_ps(), _CMP_NEQ_OQ);
+        return (f32v)_mm256_blendv_ps((__m256)first, both, holds);
+#endif
+    }
+#endif
     return a / sm_splat(x);
 }
 

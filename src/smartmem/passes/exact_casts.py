@@ -1,0 +1,194 @@
+"""Integers stay floats where they came from floats and go to floats, as the operators of quantized networks have it.
+
+    q = uint8(min(max(round(x / s) + z, 0), 255))        y = (float(q) - z) * s
+
+`q` holds the float before the cast, if that always is an integer that the type has: the same numbers, and what reads
+them is arithmetic on floats, which fuses and runs in vectors. Sums of products of quantized integers are another case
+(int32). Which integers a tensor may hold is found by interval arithmetic over the stages.
+
+In: stages. Out: the same with other types.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeGuard
+
+import numpy as np
+
+from smartmem.kernel.definitions.build import is_float
+from smartmem.kernel.expr import Alu, Choose, Const, DType, Expr, Iota, Load, alu, const, load, operands, rebuild, walk
+from smartmem.kernel.stage import Stage, looked_up
+from smartmem.passes.module import Module
+
+LONGEST, SLACK = 1 << 13, 1 + 2.0**-10  # sums of so many floats are rounded by less than this factor
+
+
+def exact_casts(module: Module) -> None:
+    """Gives tensors of integers the type of the floats that they come from, where only casts to floats read them."""
+    candidates = _from_floats(module)
+    if not candidates:
+        return
+    held = Integers(module)
+    floats: dict[str, Expr] = {}
+    for step in module.steps:
+        if isinstance(step, Stage):
+            held.add(step)
+            source = candidates.get(step.name)
+            if source is not None and (found := held.range(source)).within(step.dtype):
+                floats[step.name] = _number(source) if found.nan else source
+    for position, step in enumerate(module.steps):
+        if isinstance(step, Stage):
+            module.steps[position] = _retyped(step, floats)
+    module.types.update((name, (module.types[name][0], source.dtype)) for name, source in floats.items())
+
+
+def _number(x: Expr) -> Expr:
+    """What is no number becomes zero, as in a cast to an integer."""
+    return alu("where", alu("isnan", x, dtype=bool), const(0, x.dtype), x)
+
+
+def _from_floats(module: Module) -> dict[str, Expr]:
+    """The floats that tensors of integers are cast from, if nothing but casts to floats reads these tensors."""
+    stages = [step for step in module.steps if isinstance(step, Stage)]
+    found = {stage.name: stage.body.args[0] for stage in stages if _is_cast(stage.body, to_float=False)}
+    found = {name: source for name, source in found.items() if is_float(source.dtype)}
+    for name in module.pinned() | {name for stage in stages for name in _read_as_integers(stage)}:
+        found.pop(name, None)
+    return found
+
+
+def _is_cast(expr: Expr, to_float: bool) -> TypeGuard[Alu]:
+    if not isinstance(expr, Alu) or expr.op != "cast":
+        return False
+    return is_float(expr.dtype) if to_float else expr.dtype.kind in "iu"
+
+
+def _read_as_integers(stage: Stage) -> set[str]:
+    """The tensors that a stage reads as what they are, or as indices."""
+    users = [node for node in walk(stage.body) if not _is_cast(node, to_float=True)]
+    plain = {o.tensor for node in users for o in operands(node) if isinstance(o, Load)}
+    return plain | set(looked_up(stage.body)) | ({stage.body.tensor} if isinstance(stage.body, Load) else set())
+
+
+def _retyped(stage: Stage, floats: dict[str, Expr]) -> Stage:
+    """The stage as it is if the tensors in `floats` are what these say."""
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Load) and node.tensor in floats:
+            return load(node.tensor, node.index, floats[node.tensor].dtype)
+        return node
+
+    body = floats.get(stage.name, stage.body)
+    return replace(stage, body=rebuild(body, leaf), dtype=body.dtype if stage.name in floats else stage.dtype)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, either of which may be infinite; `whole`: only integers; `nan`: or no number."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    nan: bool = True
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def __or__(self, other: Range) -> Range:
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        return Range(low, high, self.whole and other.whole, self.nan or other.nan)
+
+    def within(self, dtype: DType) -> bool:
+        """Whether these are integers that `dtype` has."""
+        limits = _of_type(dtype)
+        return self.whole and limits.whole and limits.low <= self.low and self.high <= limits.high
+
+
+def _of_type(dtype: DType) -> Range:
+    """All numbers of a type."""
+    if dtype.kind == "b":
+        return Range(0, 1, True, False)
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    return Range() if limits is None else Range(float(limits.min), float(limits.max), True, False)
+
+
+@dataclass
+class Integers:
+    """Which numbers tensors may hold, whatever their type."""
+
+    module: Module
+    tensors: dict[str, Range] = field(default_factory=dict)
+
+    def add(self, stage: Stage) -> None:
+        """Finds what a stage holds; those before it are known."""
+        each, terms = self.range(stage.body), math.prod(stage.reduce)
+        if stage.combine in ("", "max", "min"):
+            self.tensors[stage.name] = each
+        elif stage.combine == "sum" and is_float(stage.dtype) and terms <= LONGEST:
+            low, high = min(each.low * terms * SLACK, each.low), max(each.high * terms * SLACK, each.high)
+            self.tensors[stage.name] = replace(each, low=low, high=high)
+        else:
+            self.tensors[stage.name] = _of_type(stage.dtype)
+
+    def range(self, body: Expr) -> Range:
+        """The numbers that an expression may be."""
+        known: dict[int, Range] = {}
+        for node in walk(body):
+            if isinstance(node, Const):
+                known[id(node)] = Range(
+                    node.value, node.value, float(node.value).is_integer(), node.value != node.value
+                )
+            elif isinstance(node, Iota):
+                known[id(node)] = Range(node.lin.min, node.lin.max, True, False)
+            elif isinstance(node, Load):
+                known[id(node)] = self._tensor(node)
+            elif isinstance(node, Choose):
+                known[id(node)] = known[id(node.then)] | known[id(node.otherwise)]
+            else:
+                known[id(node)] = _computed(node, [known[id(arg)] for arg in node.args])
+        return known[id(body)]
+
+    def _tensor(self, access: Load) -> Range:
+        if access.tensor not in self.tensors:
+            held, data = _of_type(access.dtype), self.module.constants.get(access.tensor)
+            if data is not None and data.size and data.dtype.kind == "f":
+                whole, nan = bool((data == np.rint(data)).all()), bool(np.isnan(data).any())
+                held = Range(float(data.min()), float(data.max()), whole, nan)
+            self.tensors[access.tensor] = held
+        return self.tensors[access.tensor]
+
+
+def _computed(node: Alu, args: list[Range]) -> Range:
+    if node.op in ("round", "floor", "ceil", "trunc"):
+        return Range(np.floor(args[0].low), np.ceil(args[0].high), True, args[0].nan)
+    if node.op == "where":
+        return args[1] | args[2]
+    limits = _of_type(node.dtype)
+    if node.op == "cast":
+        return args[0] if not limits.whole or args[0].within(node.dtype) else limits
+    found = _ARITHMETIC[node.op](*args) if node.op in _ARITHMETIC else limits
+    if limits.whole:
+        return found if found.within(node.dtype) else limits
+    whole, nan = all(arg.whole for arg in args), any(arg.nan for arg in args)
+    if node.op in ("add", "sub", "mul"):  # of infinite numbers
+        nan = nan or not all(arg.finite for arg in args)
+    return replace(found, whole=whole, nan=nan) if node.op in _ARITHMETIC else found
+
+
+def _product(a: Range, b: Range) -> Range:
+    ends = [x * y if x and y else 0.0 for x in (a.low, a.high) for y in (b.low, b.high)]
+    return Range(min(ends), max(ends), True)
+
+
+_ARITHMETIC: dict[str, Callable[..., Range]] = {  # bounds; of integers
+    "add": lambda a, b: Range(a.low + b.low, a.high + b.high, True),
+    "sub": lambda a, b: Range(a.low - b.high, a.high - b.low, True),
+    "mul": _product,
+    "neg": lambda a: Range(-a.high, -a.low, True),
+    "min": lambda a, b: Range(min(a.low, b.low), min(a.high, b.high), True),
+    "max": lambda a, b: Range(max(a.low, b.low), max(a.high, b.high), True),
+}
