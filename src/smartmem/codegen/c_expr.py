@@ -298,6 +298,8 @@ class Emitter:
 
     def _alu(self, node: Alu) -> Value:
         args = [self.known[id(a)] for a in node.args]
+        if node.op == "entry":
+            return self._entry(node, args[1])
         vector = any(a.vector for a in args)
         kinds = [a.dtype for a in node.args]
         if vector:
@@ -307,6 +309,14 @@ class Emitter:
             texts = [self.as_vector(a, kind) for a, kind in zip(args, kinds, strict=True)]
             return self.name(vector_alu(node, texts), node.dtype, True)
         return self.name(scalar_alu(node, [a.text for a in args]), node.dtype, False)
+
+    def _entry(self, node: Alu, at: Value) -> Value:
+        table = node.args[0]
+        assert isinstance(table, Load)
+        address = self.context.storages[table.tensor].at(table.index)
+        start = f"{self.context.pointers[table.tensor]} + {c_lin(address, self.context.axes)}"
+        text = f"sm_gather({start}, sm_to_int({at.text}))" if at.vector else f"({start})[(long){at.text}]"
+        return self.name(text, node.dtype, at.vector)
 
 
 def lane_free(guards: tuple[Guard, ...], lane: Lane) -> bool:

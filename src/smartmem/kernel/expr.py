@@ -34,7 +34,9 @@ BINARY = frozenset(
      "bitor", "bitxor", "dot4")
 )  # fmt: skip
 COMPARE = frozenset(("lt", "le", "gt", "ge", "eq", "ne"))  # operands of one dtype, result bool
-OTHER = frozenset(("where", "cast", "pack4"))  # where(bool, a, b); cast(x) to the node's dtype, saturating as in ONNX
+OTHER = frozenset(
+    ("where", "cast", "pack4", "entry")
+)  # where(bool, a, b); cast(x) to the node's dtype, saturating as in ONNX
 
 # Combining functions of a reduction. arg* reduce one axis and give the position of the first (or last) extremum.
 COMBINE = frozenset(["sum", "prod", "max", "min", "and", "or", "argmax", "argmin", "argmax_last", "argmin_last"])
@@ -42,7 +44,8 @@ COMBINE = frozenset(["sum", "prod", "max", "min", "and", "or", "argmax", "argmin
 # What only level `full` for CPUs writes: "exp_below" (`schedule.online`) is exp for x <= 0, less exact the lower x; the
 # combination "max_ordered" is "max" that may drop NaN; "gelu" (`passes.gelus`) is x / 2 * (1 + erf(x / sqrt(2))).
 # Four bytes may lie in the place of a float (`passes.byte_products`): pack4(a, b, c, d) are integers from 0 to 255, and
-# dot4(x, y) is the sum of the products of the bytes of x with those of y, which have signs.
+# dot4(x, y) is the sum of the products of the bytes of x with those of y, which have signs. "entry" (`passes.tabulate`)
+# is the element of a table as far behind a load as its second operand says.
 
 
 @dataclass(frozen=True, eq=False)

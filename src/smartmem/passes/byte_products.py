@@ -38,14 +38,13 @@ TOGETHER = 4  # bytes in the place of a float
 SHORTEST = 4  # floats of a pixel that are read where they lie
 DEEPEST = 1 << 15  # steps of k of which no sum leaves 32 bits
 FLOAT = np.dtype(np.float32)
-BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
 
 Array = np.ndarray[Any, Any]
 
 
 def byte_products(module: Module) -> None:
     """Rewrites the contractions of quantized activations with quantized constants."""
-    if not any(_touches_bytes(stage) for stage in module.definitions.values()):
+    if not module.has_bytes():
         return
     rewriter = _Rewriter(module)
     steps: list[Stage | HostOp] = []
@@ -53,10 +52,6 @@ def byte_products(module: Module) -> None:
         steps += rewriter.rewritten(step) if isinstance(step, Stage) else [step]
     module.steps = steps
     module.drop_dead()
-
-
-def _touches_bytes(stage: Stage) -> bool:
-    return any(np.dtype(kind) in BYTES for kind in (stage.dtype, *(access.dtype for access in stage.loads())))
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,10 @@ class Integers:
 
     def range(self, body: Expr) -> Range:
         """The numbers that an expression may be."""
+        return self.ranges(body)[id(body)]
+
+    def ranges(self, body: Expr) -> dict[int, Range]:
+        """The numbers that an expression and each of its parts, by id, may be."""
         known: dict[int, Range] = {}
         for node in walk(body):
             if isinstance(node, Const):
@@ -150,45 +154,60 @@ class Integers:
                 known[id(node)] = known[id(node.then)] | known[id(node.otherwise)]
             else:
                 known[id(node)] = _computed(node, [known[id(arg)] for arg in node.args])
-        return known[id(body)]
+        return known
 
     def _tensor(self, access: Load) -> Range:
         if access.tensor not in self.tensors:
             held, data = _of_type(access.dtype), self.module.constants.get(access.tensor)
             if data is not None and data.size and data.dtype.kind == "f":
-                whole, nan = bool((data == np.rint(data)).all()), bool(np.isnan(data).any())
-                held = Range(float(data.min()), float(data.max()), whole, nan)
+                with np.errstate(invalid="ignore"):  # bytes may lie in the place of floats
+                    whole, nan = bool((data == np.rint(data)).all()), bool(np.isnan(data).any())
+                held = Range() if nan else Range(float(data.min()), float(data.max()), whole, False)
             self.tensors[access.tensor] = held
         return self.tensors[access.tensor]
 
 
 def _computed(node: Alu, args: list[Range]) -> Range:
-    if node.op in ("round", "floor", "ceil", "trunc"):
-        return Range(np.floor(args[0].low), np.ceil(args[0].high), True, args[0].nan)
-    if node.op == "where":
-        return args[1] | args[2]
-    limits = _of_type(node.dtype)
+    """What an operation gives of such operands."""
+    limits, nan, whole = _of_type(node.dtype), any(arg.nan for arg in args), all(arg.whole for arg in args)
+    if node.op == "cast" and limits.whole:
+        return replace(args[0], nan=False) if args[0].within(node.dtype) else limits
     if node.op == "cast":
-        return args[0] if not limits.whole or args[0].within(node.dtype) else limits
-    found = _ARITHMETIC[node.op](*args) if node.op in _ARITHMETIC else limits
-    if limits.whole:
-        return found if found.within(node.dtype) else limits
-    whole, nan = all(arg.whole for arg in args), any(arg.nan for arg in args)
+        return args[0]
+    if node.op == "where":
+        return args[1] | (replace(args[2], nan=False) if _tests(node.args[0], node.args[2]) else args[2])
+    if node.op in ("round", "floor", "ceil", "trunc"):
+        return Range(np.floor(args[0].low), np.ceil(args[0].high), True, nan)
+    if node.op in _BOUNDED:
+        return Range(*_BOUNDED[node.op], False, nan)
+    if node.op == "div" and is_float(node.dtype) and args[1].low == args[1].high != 0:
+        ends = args[0].low / args[1].low, args[0].high / args[1].low
+        return Range(min(ends), max(ends), False, nan)
+    if node.op not in _BOUNDS:
+        return limits
+    low, high = _BOUNDS[node.op](*args)
     if node.op in ("add", "sub", "mul"):  # of infinite numbers
         nan = nan or not all(arg.finite for arg in args)
-    return replace(found, whole=whole, nan=nan) if node.op in _ARITHMETIC else found
+    found = Range(low, high, whole, nan)
+    return found if not limits.whole or found.within(node.dtype) else limits
 
 
-def _product(a: Range, b: Range) -> Range:
+def _tests(condition: Expr, x: Expr) -> bool:
+    """Whether a condition holds where `x` is no number."""
+    return isinstance(condition, Alu) and condition.op == "isnan" and condition.args[0] is x
+
+
+def _product(a: Range, b: Range) -> tuple[float, float]:
     ends = [x * y if x and y else 0.0 for x in (a.low, a.high) for y in (b.low, b.high)]
-    return Range(min(ends), max(ends), True)
+    return min(ends), max(ends)
 
 
-_ARITHMETIC: dict[str, Callable[..., Range]] = {  # bounds; of integers
-    "add": lambda a, b: Range(a.low + b.low, a.high + b.high, True),
-    "sub": lambda a, b: Range(a.low - b.high, a.high - b.low, True),
+_BOUNDED = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "erf": (-1.0, 1.0)}
+_BOUNDS: dict[str, Callable[..., tuple[float, float]]] = {
+    "add": lambda a, b: (a.low + b.low, a.high + b.high),
+    "sub": lambda a, b: (a.low - b.high, a.high - b.low),
     "mul": _product,
-    "neg": lambda a: Range(-a.high, -a.low, True),
-    "min": lambda a, b: Range(min(a.low, b.low), min(a.high, b.high), True),
-    "max": lambda a, b: Range(max(a.low, b.low), max(a.high, b.high), True),
+    "neg": lambda a: (-a.high, -a.low),
+    "min": lambda a, b: (min(a.low, b.low), min(a.high, b.high)),
+    "max": lambda a, b: (max(a.low, b.low), max(a.high, b.high)),
 }

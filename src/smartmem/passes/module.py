@@ -109,6 +109,11 @@ class Module:
         """What the model calls an output."""
         return self.renamed.get(output, output)
 
+    def has_bytes(self) -> bool:
+        """Whether it is a quantized network: some operator reads or makes integers of eight bits."""
+        kinds = (kind for s in self.definitions.values() for kind in (s.dtype, *(access.dtype for access in s.loads())))
+        return any(kind.kind in "iu" and kind.itemsize == 1 for kind in kinds)
+
     def pinned(self) -> set[str]:
         """Tensors that must lie in memory whatever fusion does.
 

@@ -33,6 +33,7 @@ from smartmem.passes.simplify import simplify
 from smartmem.passes.split_products import split_for_cores, split_products
 from smartmem.passes.split_reductions import split_reductions
 from smartmem.passes.table_products import table_products
+from smartmem.passes.tabulate import tabulate
 from smartmem.passes.trace import trace
 from smartmem.passes.winograd import winograd
 from smartmem.schedule.backend import Backend
@@ -75,6 +76,7 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None, bytes_p
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))
     if tuned:
         passes.append(("fold_constants", fold_kernels))
+        passes.append(("tabulate", tabulate))
         passes.append(("gelus", gelus))
     choose = rank >= LEVELS.index("layout")
     passes.append(("select_layout", lambda m: select_layout(m, choose, tuned)))

@@ -1,0 +1,128 @@
+"""Long functions of one quantized number become a table of their values.
+
+    q = min(max(round(x / s) + z, 0), 255)          y = quantize(dequantize(q) * quantize(sigmoid(dequantize(q))))
+      ->  y = table[q]
+
+What follows from an integer from 0 to 255 (or from -128 to 127) alone takes one load instead of fifty operations. Which
+numbers an expression may be is known from interval arithmetic (`exact_casts.Integers`).
+
+In: kernels. Out: other bodies of their stages, and constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from smartmem.index.lin import Lin, axis_digit
+from smartmem.kernel.evaluate import evaluate_expr
+from smartmem.kernel.expr import (
+    Alu,
+    Choose,
+    Const,
+    Expr,
+    Load,
+    alu,
+    choose,
+    const,
+    cost,
+    load,
+    operands,
+    walk,
+    with_operands,
+)
+from smartmem.kernel.stage import Kernel, Stage
+from smartmem.passes.exact_casts import Integers, Range
+from smartmem.passes.module import Module
+from smartmem.schedule.roles import factors
+
+LEAST = 16  # operations that a gathered load is worth
+COUNT = 256  # entries of a table
+FLOAT = np.dtype(np.float32)
+
+Array = np.ndarray[Any, Any]
+
+
+def tabulate(module: Module) -> None:
+    """Finds such functions in the kernels of quantized networks."""
+    if not module.has_bytes():
+        return
+    held = Integers(module)
+    for kernel in module.kernels:
+        if isinstance(kernel, Kernel):
+            for position, stage in enumerate(kernel.stages):
+                if factors(stage) is None:
+                    kernel.stages[position] = _tabulated(module, held, stage)
+                held.add(kernel.stages[position])
+
+
+def _tabulated(module: Module, held: Integers, stage: Stage) -> Stage:
+    """The stage with its longest functions of one number in tables."""
+    ranges = held.ranges(stage.body)
+    sources = _sources(stage.body, ranges)
+    wanted = _longest(stage.body, sources)
+    if not wanted:
+        return stage
+    done: dict[int, Expr] = {}
+    for node in walk(stage.body):
+        source = sources[id(node)]
+        if id(node) in wanted and source is not None:
+            low = ranges[id(source)].low
+            values = _values(node, source, low)
+            name = f"{stage.name}.table{len(module.constants)}"
+            module.constants[name], module.types[name] = values, (values.shape, FLOAT)
+            at = done[id(source)] if low == 0 else alu("sub", done[id(source)], const(low))
+            done[id(node)] = alu("entry", load(name, (Lin(),)), at)
+        else:
+            done[id(node)] = _with_operands(node, done)
+    return replace(stage, body=done[id(stage.body)])
+
+
+def _sources(body: Expr, ranges: dict[int, Range]) -> dict[int, Expr | None]:
+    """For each node the one byte that it is a function of, itself if it is one; None: constants and all others."""
+    found: dict[int, Expr | None] = {}
+    for node in walk(body):
+        of = [found[id(arg)] for arg in operands(node) if not isinstance(arg, Const)]
+        same = isinstance(node, Alu) and bool(of) and all(source is of[0] for source in of)
+        held = ranges[id(node)]
+        is_byte = node.dtype == FLOAT and not held.nan and held.whole and held.high - held.low < COUNT
+        found[id(node)] = of[0] if same and of[0] is not None else node if is_byte and of else None
+        if isinstance(node, Load) and is_byte:
+            found[id(node)] = node
+    return found
+
+
+def _longest(body: Expr, sources: dict[int, Expr | None]) -> set[int]:
+    """The nodes that are long functions of one byte, where nothing further is."""
+    users: dict[int, list[Expr]] = {}
+    for node in walk(body):
+        for operand in operands(node):
+            users.setdefault(id(operand), []).append(node)
+    wanted = set()
+    for node in walk(body):
+        source = sources[id(node)]
+        last = all(sources[id(user)] is not source for user in users.get(id(node), []))
+        follows = source is not None and source is not node and cost(node) - cost(source) >= LEAST
+        if follows and last and node.dtype == FLOAT:
+            wanted.add(id(node))
+    return wanted
+
+
+def _values(node: Expr, source: Expr, low: float) -> Array:
+    """The function's values from `low` on."""
+    done: dict[int, Expr] = {id(source): load("byte", (axis_digit(0, COUNT),))}
+    for part in walk(node):
+        done.setdefault(id(part), part if part is source else _with_operands(part, done))
+    every = {"byte": np.arange(low, low + COUNT, dtype=np.float32)}
+    return evaluate_expr(done[id(node)], [np.arange(COUNT)], every).astype(np.float32)
+
+
+def _with_operands(node: Expr, done: dict[int, Expr]) -> Expr:
+    """The node with what its operands became."""
+    if isinstance(node, Alu):
+        return with_operands(node, [done[id(arg)] for arg in node.args])
+    if isinstance(node, Choose):
+        return choose(node.guards, done[id(node.then)], done[id(node.otherwise)])
+    return node
