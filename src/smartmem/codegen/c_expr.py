@@ -103,6 +103,8 @@ def vectorizable(body: Expr, dtype: DType) -> bool:
 class Emitter:
     """Writes the statements that compute expressions; equal subexpressions are computed once per scope."""
 
+    divides_by_products = True  # vectors by one number
+
     def __init__(self, writer: Writer, context: Context, known: dict[int, Value] | None = None) -> None:
         self.writer = writer
         self.context = context
@@ -303,7 +305,7 @@ class Emitter:
         vector = any(a.vector for a in args)
         kinds = [a.dtype for a in node.args]
         if vector:
-            if node.op == "div" and not args[1].vector:
+            if node.op == "div" and not args[1].vector and self.divides_by_products:
                 divide = "sm_over" if self._is_rounded(node.args[1]) else "sm_divide"
                 return self.name(f"{divide}({args[0].text}, {args[1].text})", node.dtype, True)
             texts = [self.as_vector(a, kind) for a, kind in zip(args, kinds, strict=True)]

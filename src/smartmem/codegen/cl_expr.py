@@ -28,6 +28,7 @@ class DeviceContext(Context):
 class DeviceEmitter(Emitter):
     """Writes OpenCL C; see `Emitter`."""
 
+    divides_by_products = False
     context: DeviceContext
 
     def holds(self, guards: tuple[Guard, ...]) -> str:
