@@ -178,6 +178,8 @@ def _computed(node: Alu, args: list[Range]) -> Range:
         return args[1] | (replace(args[2], nan=False) if _tests(node.args[0], node.args[2]) else args[2])
     if node.op in ("round", "floor", "ceil", "trunc"):
         return Range(np.floor(args[0].low), np.ceil(args[0].high), True, nan)
+    if node.op == "dot4":
+        return Range(-4 * 255 * 128, 4 * 255 * 127, True, False)
     if node.op in _BOUNDED:
         return Range(*_BOUNDED[node.op], False, nan)
     if node.op == "div" and is_float(node.dtype) and args[1].low == args[1].high != 0:
