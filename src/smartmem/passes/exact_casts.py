@@ -18,31 +18,58 @@ from typing import TypeGuard
 
 import numpy as np
 
-from smartmem.kernel.definitions.build import is_float
-from smartmem.kernel.expr import Alu, Choose, Const, DType, Expr, Iota, Load, alu, const, load, operands, rebuild, walk
+from smartmem.kernel.definitions.build import cast, is_float
+from smartmem.kernel.expr import (
+    Alu,
+    Choose,
+    Const,
+    DType,
+    Expr,
+    Iota,
+    Load,
+    alu,
+    choose,
+    const,
+    load,
+    operands,
+    rebuild,
+    walk,
+)
 from smartmem.kernel.stage import Stage, looked_up
 from smartmem.passes.module import Module
 
+FLOAT = np.dtype(np.float32)
 LONGEST, SLACK = 1 << 13, 1 + 2.0**-10  # sums of so many floats are rounded by less than this factor
 
 
 def exact_casts(module: Module) -> None:
-    """Gives tensors of integers the type of the floats that they come from, where only casts to floats read them."""
-    candidates = _from_floats(module)
-    if not candidates:
+    """Makes floats of tensors of integers that come from floats, if nothing but casts to floats reads them.
+
+    What only moves such integers, or takes the greatest (a pooling), is one of them.
+    """
+    stages = [step for step in module.steps if isinstance(step, Stage)]
+    sources = _sources(module, stages)
+    if not sources:
         return
-    held = Integers(module)
-    floats: dict[str, Expr] = {}
-    for step in module.steps:
-        if isinstance(step, Stage):
-            held.add(step)
-            source = candidates.get(step.name)
-            if source is not None and (found := held.range(source)).within(step.dtype):
-                floats[step.name] = _number(source) if found.nan else source
+    passing = {stage.name for stage in stages if _passes(stage)}
+    found = _read_by_casts(stages, {*sources, *passing} - module.pinned(), passing)
     for position, step in enumerate(module.steps):
         if isinstance(step, Stage):
-            module.steps[position] = _retyped(step, floats)
-    module.types.update((name, (module.types[name][0], source.dtype)) for name, source in floats.items())
+            module.steps[position] = _retyped(step, found, sources)
+    module.types.update((name, (module.types[name][0], FLOAT)) for name in found)
+
+
+def _sources(module: Module, stages: list[Stage]) -> dict[str, Expr]:
+    """The floats that tensors of integers are cast from, where these always are integers that the type has."""
+    held, found = Integers(module), dict[str, Expr]()
+    if not any(_is_cast(stage.body, to_float=False) for stage in stages):
+        return found
+    for stage in stages:
+        held.add(stage)
+        source = stage.body.args[0] if _is_cast(stage.body, to_float=False) and not stage.reduce else None
+        if source is not None and source.dtype == FLOAT and (numbers := held.range(source)).within(stage.dtype):
+            found[stage.name] = _number(source) if numbers.nan else source
+    return found
 
 
 def _number(x: Expr) -> Expr:
@@ -50,20 +77,32 @@ def _number(x: Expr) -> Expr:
     return alu("where", alu("isnan", x, dtype=bool), const(0, x.dtype), x)
 
 
-def _from_floats(module: Module) -> dict[str, Expr]:
-    """The floats that tensors of integers are cast from, if nothing but casts to floats reads these tensors."""
-    stages = [step for step in module.steps if isinstance(step, Stage)]
-    found = {stage.name: stage.body.args[0] for stage in stages if _is_cast(stage.body, to_float=False)}
-    found = {name: source for name, source in found.items() if is_float(source.dtype)}
-    for name in module.pinned() | {name for stage in stages for name in _read_as_integers(stage)}:
-        found.pop(name, None)
-    return found
-
-
 def _is_cast(expr: Expr, to_float: bool) -> TypeGuard[Alu]:
     if not isinstance(expr, Alu) or expr.op != "cast":
         return False
     return is_float(expr.dtype) if to_float else expr.dtype.kind in "iu"
+
+
+def _passes(stage: Stage) -> bool:
+    """Whether a stage has no other integers than those that it reads, and constants."""
+    leaves = [node for node in walk(stage.body) if not isinstance(node, Choose)]
+    moves = all(isinstance(node, (Load, Const)) and node.dtype == stage.dtype for node in leaves)
+    return stage.dtype.kind in "iu" and stage.combine in ("", "max", "min") and moves and bool(stage.loads())
+
+
+def _read_by_casts(stages: list[Stage], tensors: set[str], passing: set[str]) -> set[str]:
+    """Those of `tensors` that are read by casts, and by what passes them on to casts."""
+    while True:
+        dropped: set[str] = set()
+        for stage in stages:
+            if stage.name in passing & tensors:
+                read = {access.tensor for access in stage.loads()}
+                dropped |= set(looked_up(stage.body)) | (set() if read <= tensors else {stage.name})
+            else:
+                dropped |= _read_as_integers(stage)
+        if not dropped & tensors:
+            return tensors
+        tensors = tensors - dropped
 
 
 def _read_as_integers(stage: Stage) -> set[str]:
@@ -73,16 +112,23 @@ def _read_as_integers(stage: Stage) -> set[str]:
     return plain | set(looked_up(stage.body)) | ({stage.body.tensor} if isinstance(stage.body, Load) else set())
 
 
-def _retyped(stage: Stage, floats: dict[str, Expr]) -> Stage:
-    """The stage as it is if the tensors in `floats` are what these say."""
+def _retyped(stage: Stage, tensors: set[str], sources: dict[str, Expr]) -> Stage:
+    """The stage as it is if `tensors` are floats."""
 
     def leaf(node: Load | Iota) -> Expr:
-        if isinstance(node, Load) and node.tensor in floats:
-            return load(node.tensor, node.index, floats[node.tensor].dtype)
-        return node
+        return load(node.tensor, node.index) if isinstance(node, Load) and node.tensor in tensors else node
 
-    body = floats.get(stage.name, stage.body)
-    return replace(stage, body=rebuild(body, leaf), dtype=body.dtype if stage.name in floats else stage.dtype)
+    if stage.name not in tensors:
+        return replace(stage, body=rebuild(stage.body, leaf))
+    body = rebuild(sources[stage.name], leaf) if stage.name in sources else _as_floats(stage.body)
+    return replace(stage, body=body, dtype=FLOAT)
+
+
+def _as_floats(body: Expr) -> Expr:
+    """Loads, constants and choices of them, as floats."""
+    if isinstance(body, Choose):
+        return choose(body.guards, _as_floats(body.then), _as_floats(body.otherwise))
+    return load(body.tensor, body.index) if isinstance(body, Load) else cast(body, FLOAT)
 
 
 @dataclass(frozen=True)

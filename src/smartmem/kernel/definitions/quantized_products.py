@@ -82,9 +82,13 @@ def qlinear_matmul(node: Node) -> list[Stage] | None:
     body, depth = matrix_product(
         _centred(stages, "a", a, za, _by_row), _centred(stages, "b", b, zb, _by_column), node.output.dims
     )
-    total = stages.add("sum", node.output.dims, body, depth, "sum")
-    scale = apply("mul", _parameter(sa, space, _by_row), _parameter(sb, space, _by_column))
-    return _requantized(stages, cast(raw(total, space), FLOAT), scale, 6)
+    total = raw(stages.add("sum", node.output.dims, body, depth, "sum"), space)
+    shape = node.output.dims[-1:] if math.prod(sa.dims) == 1 and len(sb.dims) < 2 else node.output.dims
+
+    def scale(own: Sequence[Lin]) -> Expr:
+        return apply("mul", _parameter(sa, own, _by_row), _parameter(sb, own, _by_column))
+
+    return _requantized(stages, total, scale, shape, space[len(space) - len(shape) :])
 
 
 @defines("QLinearConv")
@@ -95,13 +99,14 @@ def qlinear_conv(node: Node) -> list[Stage]:
     w = _centred(stages, "w", present(node, 3), present(node, 5), _by_filter)
     body, taps = convolution(node, x, w)
     total = raw(stages.add("sum", node.output.dims, body, taps, "sum"), space)
-    bias, channel = operand(node, 8), space[1:]
+    bias, channel = operand(node, 8), space[1:2]
     if bias is not None:
-        total = apply("add", total, _parameter(bias, channel, _by_filter))
-    scale = apply(
-        "mul", _parameter(present(node, 1), space, _by_row), _parameter(present(node, 4), channel, _by_filter)
-    )
-    return _requantized(stages, total, scale, 6)
+        total = apply("add", total, raw(_centred(stages, "b", bias, None, _by_filter), channel))
+
+    def scale(own: Sequence[Lin]) -> Expr:
+        return apply("mul", _parameter(present(node, 1), own, _by_row), _parameter(present(node, 4), own, _by_filter))
+
+    return _requantized(stages, total, scale, node.output.dims[1:2], channel)
 
 
 def _centred(stages: Stages, suffix: str, value: Value, zero: Value | None, place: _Place) -> Value:
@@ -113,10 +118,16 @@ def _centred(stages: Stages, suffix: str, value: Value, zero: Value | None, plac
     return stages.add(suffix, value.dims, body)
 
 
-def _requantized(stages: Stages, total: Expr, scale: Expr, position: int) -> list[Stage]:
-    """The output: a sum times its scale, over the output's scale (input `position`), plus its zero point (the next)."""
-    node, space = stages.node, coordinates(stages.node.output.dims)
-    divisor, zero = present(node, position), present(node, position + 1)
-    factor = apply("div", scale, _parameter(divisor, space, _by_row))
+def _requantized(
+    stages: Stages, total: Expr, scale: Callable[[Sequence[Lin]], Expr], shape: tuple[int, ...], index: tuple[Lin, ...]
+) -> list[Stage]:
+    """The output: a sum times its scale over the output's scale (input 6), rounded, plus its zero point (7).
+
+    The quotient of scales, which are constants mostly, is a tensor of `shape` that is read at `index`.
+    """
+    node, space, own = stages.node, coordinates(stages.node.output.dims), coordinates(shape)
+    quotient = apply("div", scale(own), _parameter(present(node, 6), own, _by_row))
+    factor = raw(stages.add("scale", shape, quotient), index)
     rounded = apply("round", apply("mul", total, factor))
-    return stages.output(saturate(apply("add", rounded, _parameter(zero, space, _by_row)), node.output.dtype))
+    shifted = apply("add", rounded, _parameter(present(node, 7), space, _by_row))
+    return stages.output(saturate(shifted, node.output.dtype))
