@@ -8,10 +8,8 @@ import numpy as np
 
 from smartmem.bench.networks import Case
 from smartmem.bench.runner import Runner
-from smartmem.inputs import largest_difference, relative_error
+from smartmem.inputs import allowed_error, largest_difference, relative_error
 
-TOLERANCE = 1e-3  # of the relative error; above it an answer is wrong
-HALF_TOLERANCE = 2e-2  # the same in half precision
 ROUNDING = 1e-6  # unless no element is further off: of outputs that are nearly zero only rounding is left to compare
 
 Array = np.ndarray[Any, Any]
@@ -25,6 +23,7 @@ class Judge:
     """
 
     def __init__(self, case: Case) -> None:
+        self._model = case.model
         self._wanted: dict[str, Array] = dict(case.outputs)
         self.reference = "torch" if case.outputs else ""
 
@@ -45,7 +44,7 @@ class Judge:
         error = max((relative_error(found[name], self._wanted[name]) for name in self._wanted), default=0.0)
         furthest = max((largest_difference(found[name], self._wanted[name]) for name in self._wanted), default=0.0)
         row.relative_error = error if error < float("inf") else None  # JSON has no infinity
-        if not (error < (HALF_TOLERANCE if row.half else TOLERANCE) or furthest < ROUNDING):
+        if not (error < allowed_error(self._model, row.half) or furthest < ROUNDING):
             shapes = [
                 f"output {name} has the shape {list(found[name].shape)} instead of {list(array.shape)}"
                 for name, array in self._wanted.items()

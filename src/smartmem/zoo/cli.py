@@ -82,3 +82,20 @@ def export_command(
     )
     if note := other_torch():
         print(note, file=sys.stderr)
+
+
+@zoo_app.command("quantize")
+def quantize_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file of floats.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.onnx", help="The file to write; default: MODEL-METHOD.onnx."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="dynamic or static.")] = "static",
+) -> None:
+    """Write a network with weights and activations of eight bits, by ONNX Runtime's tools."""
+    from smartmem.zoo.quantize import quantize
+
+    target = output or model.with_name(f"{model.stem}-{method}.onnx")
+    quantize(model, target, method)
+    print(target)
