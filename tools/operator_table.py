@@ -26,8 +26,8 @@ How each operator of the ONNX domain runs, for onnx {version} (opsets {oldest} t
 - **native**: a compute definition, compiled to C. Some attributes, or operands that are not constant where a
   definition needs them to be, still send a node to the host; `smartmem explain` names it and says why.
 - **inlined**: replaced by the operators of its ONNX function body.
-- **host**: run in Python by the onnx package's reference implementation, between kernels: slow, correct, and named by
-  `smartmem explain`.
+- **host**: run in Python between kernels, most by the onnx package's reference implementation: slow, correct, and named
+  by `smartmem explain`.
 - **unsupported**: none of these.
 
 Native kernels cover {dtypes} (arithmetic on 16-bit floats is done in float32). Other types the operator allows run on
