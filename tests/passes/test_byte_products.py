@@ -147,6 +147,16 @@ def test_processors_without_the_instruction_multiply_floats() -> None:
     assert not multiplies_bytes(proto, "x86-64-v4")
 
 
+def test_vectors_of_eight() -> None:
+    """AVX-VNNI, on processors without AVX-512."""
+    if host_family() != "x86_64" or missing_features(["avx_vnni", "avx2"]):
+        pytest.skip("this machine has no AVX-VNNI")
+    w = integers(np.int8, 64, 40)
+    proto = quantized("MatMul", (7, 64), w, scales(40), (np.uint8(3), np.zeros(40, np.int8)), axis=1)
+    assert multiplies_bytes(proto, "alderlake")
+    agree(proto, random(7, 64), march="alderlake")
+
+
 @pytest.mark.parametrize("march", ["x86-64-v4", "x86-64-v3", "x86-64"])
 def test_without_the_instruction_the_numbers_are_the_same(
     march: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

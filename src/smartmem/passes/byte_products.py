@@ -188,12 +188,13 @@ class _Rewriter:
             packed = self._with_sides(packed, sides, alu("pack4", *([quantized.zero] * TOGETHER)))
             index = tuple(c - side.low for c, side in zip(access.index, sides, strict=True))
             read = load(packed.name, _with(index, axis.of_data, step))
-        table = self._constant(f"{stage.name}.weights", _bytes(weights.integers, axis))
+        table = f"{stage.name}.weights"
         product = alu("dot4", read, load(table, _with(weights.access.index, axis.of_weights, step)))
         reduce = tuple(axis.length if len(stage.shape) + k == axis.number else n for k, n in enumerate(stage.reduce))
         dots = replace(stage, name=f"{stage.name}.dots", body=product, reduce=reduce)
         if align_contraction(dots, {table}) is None:
             return None
+        self._constant(table, _bytes(weights.integers, axis))
         value = load(dots.name, stage.space())
         columns = tuple(c for k, c in enumerate(weights.access.index) if k not in reduced)
         if not is_zero(quantized.zero):

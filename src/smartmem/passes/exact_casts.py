@@ -226,6 +226,8 @@ def _computed(node: Alu, args: list[Range]) -> Range:
         return Range(np.floor(args[0].low), np.ceil(args[0].high), True, nan)
     if node.op == "dot4":
         return Range(-4 * 255 * 128, 4 * 255 * 127, True, False)
+    if node.op == "entry":  # of a table, whose entries are known
+        return args[0]
     if node.op in _BOUNDED:
         return Range(*_BOUNDED[node.op], False, nan)
     if node.op == "div" and is_float(node.dtype) and args[1].low == args[1].high != 0:
