@@ -380,7 +380,7 @@ def _compare(
 ) -> bool:
     from smartmem.bench.peers.base import Job
     from smartmem.bench.peers.onnxruntime import OnnxRuntime
-    from smartmem.inputs import allowed_error, largest_difference, relative_error
+    from smartmem.inputs import allowed_error, largest_difference, relative_error, usual_error
     from smartmem.runtime.threads import default_threads
 
     reference = OnnxRuntime()
@@ -391,11 +391,11 @@ def _compare(
         raise
     except Exception as error:  # onnxruntime has no common base class of errors
         raise ModelError(f"{path}: onnxruntime cannot run it: {error}") from None
-    good, limit = True, allowed_error(path, half)
+    good = True
     print("compared with onnxruntime:")
     for name, ours in zip(model.output_names, outputs, strict=True):
         relative = relative_error(ours, wanted[name])
-        good = good and relative <= limit
+        good = good and (relative <= usual_error(half) or relative <= allowed_error(path, half))
         print(
             f"  {name}: relative error {relative:.3g}, max absolute error {largest_difference(ours, wanted[name]):.3g}"
         )

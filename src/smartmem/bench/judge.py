@@ -8,7 +8,7 @@ import numpy as np
 
 from smartmem.bench.networks import Case
 from smartmem.bench.runner import Runner
-from smartmem.inputs import allowed_error, largest_difference, relative_error
+from smartmem.inputs import allowed_error, largest_difference, relative_error, usual_error
 
 ROUNDING = 1e-6  # unless no element is further off: of outputs that are nearly zero only rounding is left to compare
 
@@ -44,7 +44,8 @@ class Judge:
         error = max((relative_error(found[name], self._wanted[name]) for name in self._wanted), default=0.0)
         furthest = max((largest_difference(found[name], self._wanted[name]) for name in self._wanted), default=0.0)
         row.relative_error = error if error < float("inf") else None  # JSON has no infinity
-        if not (error < allowed_error(self._model, row.half) or furthest < ROUNDING):
+        right = error < usual_error(row.half) or furthest < ROUNDING
+        if not right and not error < allowed_error(self._model, row.half):
             shapes = [
                 f"output {name} has the shape {list(found[name].shape)} instead of {list(array.shape)}"
                 for name, array in self._wanted.items()

@@ -59,9 +59,8 @@ class Writer:
         """The name of a value of C type `kind` (an index, unless given), defined at `mark`."""
         if text not in mark.names:
             mark.names[text] = self.fresh("o")
-            self.lines.insert(
-                mark.position, "    " * mark.indent + f"const {kind or self.index} {mark.names[text]} = {text};"
-            )
+            line = f"const {kind or self.index} {mark.names[text]} = {text};"
+            self.lines.insert(mark.position, "    " * mark.indent + line)
             for other in self._marks:
                 if other.position >= mark.position:
                     other.position += 1

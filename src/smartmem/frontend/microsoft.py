@@ -93,17 +93,18 @@ def _quantized_operator(op: str, *kept: str) -> Rule:
     def rule(node: onnx.NodeProto, attrs: Attributes, fresh: Fresh) -> list[onnx.NodeProto] | None:
         if attrs.get("channels_last"):
             return None
-        *operands, scale, zero = _padded(node, 3)
-        made = [_dequantized(operands[k : k + 3], fresh) for k in range(0, len(operands), 3)]
-        return _requantized([m for m, _ in made], op, [n for _, n in made], node, (scale, zero), attrs, kept, fresh)
+        whole = len(node.input) % 3 == 2  # the last zero point may be left out
+        *operands, scale, zero = [*node.input] if whole else [*node.input, ""]
+        nodes, floats = _all_dequantized(operands, fresh)
+        return _requantized(nodes, op, floats, node, (scale, zero), attrs, kept, fresh)
 
     return rule
 
 
-def _padded(node: onnx.NodeProto, group: int) -> list[str]:
-    """Inputs, with the last zero point even where the model leaves it out."""
-    names = list(node.input)
-    return names if len(names) % group == 2 else [*names, ""]
+def _all_dequantized(operands: Sequence[str], fresh: Fresh) -> tuple[list[onnx.NodeProto], list[str]]:
+    """`_dequantized` of each three names."""
+    made = [_dequantized(operands[k : k + 3], fresh) for k in range(0, len(operands), 3)]
+    return [node for node, _ in made], [name for _, name in made]
 
 
 def _requantized(
@@ -119,10 +120,8 @@ def _requantized(
 def _quantized_concat(node: onnx.NodeProto, attrs: Attributes, fresh: Fresh) -> list[onnx.NodeProto]:
     """Scale and zero point of the result come first."""
     scale, zero, *operands = node.input
-    made = [_dequantized(operands[k : k + 3], fresh) for k in range(0, len(operands), 3)]
-    return _requantized(
-        [m for m, _ in made], "Concat", [n for _, n in made], node, (scale, zero), attrs, ["axis"], fresh
-    )
+    nodes, floats = _all_dequantized(operands, fresh)
+    return _requantized(nodes, "Concat", floats, node, (scale, zero), attrs, ["axis"], fresh)
 
 
 def _matmul_to_float(node: onnx.NodeProto, attrs: Attributes, fresh: Fresh) -> list[onnx.NodeProto]:

@@ -205,12 +205,14 @@ def with_operands(node: Alu, args: Sequence[Expr]) -> Expr:
 
 def rebuild(
     expr: Expr, leaf: Callable[[Load | Iota], Expr] = lambda node: node, guard: Callable[[Guard], Guard] = lambda g: g,
-    operation: Callable[[Alu, Sequence[Expr]], Expr] = with_operands,
+    operation: Callable[[Alu, Sequence[Expr]], Expr] = with_operands, known: Mapping[int, Expr] | None = None,
 ) -> Expr:  # fmt: skip
     """`expr` with every Load and Iota replaced by ``leaf(it)``, every guard by ``guard(it)`` and every Alu by
-    ``operation(it, operands after replacement)``; sharing is kept."""
-    done: dict[int, Expr] = {}
+    ``operation(it, operands after replacement)``; sharing is kept. `known`: what nodes become, by id."""
+    done: dict[int, Expr] = dict(known or {})
     for node in walk(expr):
+        if id(node) in done:
+            continue
         if isinstance(node, (Load, Iota)):
             done[id(node)] = leaf(node)
         elif isinstance(node, Alu):

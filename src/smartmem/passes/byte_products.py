@@ -127,11 +127,13 @@ class _Rewriter:
             return None
         for data, other in (pair, pair[::-1]):
             access = data.then if isinstance(data, Choose) and is_zero(data.otherwise) else data
-            if isinstance(access, Load) and isinstance(other, Load) and (weights := self._weights(other)) is not None:
-                quantized = self._quantized(access)
-                axis = _shared_axis(stage, data, access, weights)
-                if quantized is not None and axis is not None:
-                    return self._of_bytes(stage, data, access, quantized, weights, axis)
+            if not isinstance(access, Load) or not isinstance(other, Load):
+                continue
+            quantized = self._quantized(access)
+            weights = self._weights(other) if quantized is not None else None  # else nobody need look at them all
+            axis = _shared_axis(stage, data, access, weights) if weights is not None else None
+            if quantized is not None and weights is not None and axis is not None:
+                return self._of_bytes(stage, data, access, quantized, weights, axis)
         return None
 
     def _quantized(self, access: Load) -> _Quantized | None:

@@ -18,7 +18,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from smartmem.kernel.definitions.build import cast, is_float
+from smartmem.kernel.definitions.build import cast, highest, is_float, lowest
 from smartmem.kernel.expr import (
     Alu,
     Choose,
@@ -48,26 +48,33 @@ def exact_casts(module: Module) -> None:
     What only moves such integers, or takes the greatest (a pooling), is one of them.
     """
     stages = [step for step in module.steps if isinstance(step, Stage)]
-    sources = _sources(module, stages)
-    if not sources:
-        return
     passing = {stage.name for stage in stages if _passes(stage)}
-    found = _read_by_casts(stages, {*sources, *passing} - module.pinned(), passing)
+    free = passing - module.pinned()
+    casts = {stage.name for stage in stages if _source(stage) is not None} - module.pinned()
+    casts &= _read_by_casts(stages, casts | free, passing)
+    if not casts:  # then nothing asks which numbers tensors hold
+        return
+    sources = _exact(module, stages, casts)
+    found = _read_by_casts(stages, sources.keys() | free, passing)
     for position, step in enumerate(module.steps):
         if isinstance(step, Stage):
             module.steps[position] = _retyped(step, found, sources)
     module.types.update((name, (module.types[name][0], FLOAT)) for name in found)
 
 
-def _sources(module: Module, stages: list[Stage]) -> dict[str, Expr]:
-    """The floats that tensors of integers are cast from, where these always are integers that the type has."""
+def _source(stage: Stage) -> Expr | None:
+    """The float32 that a stage casts to integers, None if it does something else."""
+    source = stage.body.args[0] if _is_cast(stage.body, to_float=False) and not stage.reduce else None
+    return source if source is not None and source.dtype == FLOAT else None
+
+
+def _exact(module: Module, stages: list[Stage], casts: set[str]) -> dict[str, Expr]:
+    """The floats that `casts` are cast from, where these always are integers that the type has."""
     held, found = Integers(module), dict[str, Expr]()
-    if not any(_is_cast(stage.body, to_float=False) for stage in stages):
-        return found
     for stage in stages:
         held.add(stage)
-        source = stage.body.args[0] if _is_cast(stage.body, to_float=False) and not stage.reduce else None
-        if source is not None and source.dtype == FLOAT and (numbers := held.range(source)).within(stage.dtype):
+        source = _source(stage) if stage.name in casts else None
+        if source is not None and (numbers := held.range(source)).within(stage.dtype):
             found[stage.name] = _number(source) if numbers.nan else source
     return found
 
@@ -158,8 +165,7 @@ def _of_type(dtype: DType) -> Range:
     """All numbers of a type."""
     if dtype.kind == "b":
         return Range(0, 1, True, False)
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
-    return Range() if limits is None else Range(float(limits.min), float(limits.max), True, False)
+    return Range(float(lowest(dtype)), float(highest(dtype)), True, False) if dtype.kind in "iu" else Range()
 
 
 @dataclass
@@ -189,9 +195,8 @@ class Integers:
         known: dict[int, Range] = {}
         for node in walk(body):
             if isinstance(node, Const):
-                known[id(node)] = Range(
-                    node.value, node.value, float(node.value).is_integer(), node.value != node.value
-                )
+                value = float(node.value)
+                known[id(node)] = Range(value, value, value.is_integer(), math.isnan(value))
             elif isinstance(node, Iota):
                 known[id(node)] = Range(node.lin.min, node.lin.max, True, False)
             elif isinstance(node, Load):

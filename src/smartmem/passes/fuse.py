@@ -22,6 +22,7 @@ from smartmem.index.lin import axes_of
 from smartmem.index.map import IndexMap
 from smartmem.kernel.expr import Alu, Choose, Expr, Iota, Load, cost, load, loads, operands, rebuild, walk
 from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
+from smartmem.passes.byte_products import TOGETHER
 from smartmem.passes.classify import Legality, Mapping, legality, mapping_of
 from smartmem.passes.join_rows import join_rows
 from smartmem.passes.module import HostOp, Module
@@ -369,7 +370,7 @@ def _packs(stage: Stage) -> bool:
 def _packed_columns(stage: Stage) -> int:
     """How many such elements lie side by side."""
     terms = (term for access in stage.loads() for value in access.index for term in value.terms)
-    return next((digit.ext for stride, digit in terms if stride == 4), 1)
+    return next((digit.ext for stride, digit in terms if stride == TOGETHER), 1)
 
 
 def _is_heavy(kernel: Kernel) -> bool:

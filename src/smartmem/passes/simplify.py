@@ -40,8 +40,7 @@ def _is_exact(dtype: DType) -> bool:
 def _without_neutral(node: Alu, args: Sequence[Expr]) -> Expr:
     """x * 1 -> x, x + 0 -> x, x - 0 -> x."""
     neutral = {"mul": 1.0, "add": 0.0, "sub": 0.0}.get(node.op)
-    rest = [
-        a for k, a in enumerate(args) if not (isinstance(a, Const) and a.value == neutral) or (k, node.op) == (0, "sub")
-    ]
+    first = args[:1] if node.op == "sub" else []  # 0 - x is another thing
+    rest = [*first, *(a for a in args[len(first) :] if not (isinstance(a, Const) and a.value == neutral))]
     keeps = neutral is not None and len(rest) == 1 and _is_exact(node.dtype)
     return rest[0] if keeps else with_operands(node, args)

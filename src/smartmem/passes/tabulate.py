@@ -18,21 +18,7 @@ import numpy as np
 
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.evaluate import evaluate_expr
-from smartmem.kernel.expr import (
-    Alu,
-    Choose,
-    Const,
-    Expr,
-    Load,
-    alu,
-    choose,
-    const,
-    cost,
-    load,
-    operands,
-    walk,
-    with_operands,
-)
+from smartmem.kernel.expr import Alu, Const, Expr, Load, alu, const, cost, load, operands, rebuild, walk
 from smartmem.kernel.stage import Kernel, Stage
 from smartmem.passes.exact_casts import Integers, Range
 from smartmem.passes.module import Module
@@ -65,7 +51,7 @@ def _tabulated(module: Module, held: Integers, stage: Stage) -> Stage:
     wanted = _longest(stage.body, sources)
     if not wanted:
         return stage
-    done: dict[int, Expr] = {}
+    made: dict[int, Expr] = {}
     for node in walk(stage.body):
         source = sources[id(node)]
         if id(node) in wanted and source is not None:
@@ -73,11 +59,9 @@ def _tabulated(module: Module, held: Integers, stage: Stage) -> Stage:
             values = _values(node, source, low)
             name = f"{stage.name}.table{len(module.constants)}"
             module.constants[name], module.types[name] = values, (values.shape, FLOAT)
-            at = done[id(source)] if low == 0 else alu("sub", done[id(source)], const(low))
-            done[id(node)] = alu("entry", load(name, (Lin(),)), at)
-        else:
-            done[id(node)] = _with_operands(node, done)
-    return replace(stage, body=done[id(stage.body)])
+            at = rebuild(source, known=made)
+            made[id(node)] = alu("entry", load(name, (Lin(),)), at if low == 0 else alu("sub", at, const(low)))
+    return replace(stage, body=rebuild(stage.body, known=made))
 
 
 def _sources(body: Expr, ranges: dict[int, Range]) -> dict[int, Expr | None]:
@@ -112,17 +96,6 @@ def _longest(body: Expr, sources: dict[int, Expr | None]) -> set[int]:
 
 def _values(node: Expr, source: Expr, low: float) -> Array:
     """The function's values from `low` on."""
-    done: dict[int, Expr] = {id(source): load("byte", (axis_digit(0, COUNT),))}
-    for part in walk(node):
-        done.setdefault(id(part), part if part is source else _with_operands(part, done))
+    of_byte = rebuild(node, known={id(source): load("byte", (axis_digit(0, COUNT),))})
     every = {"byte": np.arange(low, low + COUNT, dtype=np.float32)}
-    return evaluate_expr(done[id(node)], [np.arange(COUNT)], every).astype(np.float32)
-
-
-def _with_operands(node: Expr, done: dict[int, Expr]) -> Expr:
-    """The node with what its operands became."""
-    if isinstance(node, Alu):
-        return with_operands(node, [done[id(arg)] for arg in node.args])
-    if isinstance(node, Choose):
-        return choose(node.guards, done[id(node.then)], done[id(node.otherwise)])
-    return node
+    return evaluate_expr(of_byte, [np.arange(COUNT)], every).astype(np.float32)

@@ -94,7 +94,7 @@ def export(
 
 
 def _export(network: Network, path: Path, folder: Path, batch: int, size: int, exporter: str, seed: int) -> Exported:
-    with _quiet():
+    with quiet():
         module = network.build(size, seed)
         inputs = network.example(batch, size, seed)
         outputs = reference(network, module, inputs)
@@ -173,7 +173,7 @@ def _gather(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the libraries' warnings and progress lines; they tell a user of `smartmem zoo` nothing to act on."""
     previous = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

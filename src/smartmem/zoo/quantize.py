@@ -8,13 +8,13 @@ Weights are int8, with a scale for each output channel if static; activations ui
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smartmem.errors import InputError, ModelError, RuntimeFailure
+from smartmem.zoo.export import quiet
 from smartmem.zoo.registry import Array
 
 METHODS = ("dynamic", "static")
@@ -57,20 +57,17 @@ def quantize(source: Path, target: Path, method: str) -> None:
         def _like(self, x: Array) -> Array:
             return np.asarray(self.random.standard_normal(x.shape), x.dtype) if x.dtype.kind == "f" else x
 
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it asks for a preparation that these networks had
     try:
-        if method == "dynamic":
-            quantize_dynamic(source, target, weight_type=QuantType.QInt8)
-        else:
-            kinds = {"weight_type": QuantType.QInt8, "activation_type": QuantType.QUInt8}
-            quantize_static(source, target, Reader(), per_channel=True, **kinds)
+        with quiet():
+            if method == "dynamic":
+                quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+            else:
+                kinds = {"weight_type": QuantType.QInt8, "activation_type": QuantType.QUInt8}
+                quantize_static(source, target, Reader(), per_channel=True, **kinds)
     except InputError:
         raise
     except Exception as error:  # it raises whatever its Python code does
         raise ModelError(f"{source}: onnxruntime cannot quantize it: {error}") from None
-    finally:
-        logging.disable(previous)
 
 
 def _example(source: Path, inputs: list[Any]) -> dict[str, Array]:

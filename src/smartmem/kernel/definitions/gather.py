@@ -13,10 +13,10 @@ from smartmem.graph.ir import Node, Value
 from smartmem.index.lin import Lin
 from smartmem.index.map import IndexMap
 from smartmem.kernel.definitions.access import view
-from smartmem.kernel.definitions.build import apply, cast, coordinates, pointwise, present
+from smartmem.kernel.definitions.build import cast, coordinates, pointwise, present
 from smartmem.kernel.definitions.registry import defines
-from smartmem.kernel.definitions.tables import indexed
-from smartmem.kernel.expr import Expr, alu, const, iota, load
+from smartmem.kernel.definitions.tables import indexed, names
+from smartmem.kernel.expr import Expr, alu, const, load
 from smartmem.kernel.stage import Stage
 
 
@@ -61,9 +61,7 @@ def one_hot(node: Node) -> list[Stage]:
     axis = int(node.attrs.get("axis", -1)) % len(space)
     depth = node.output.dims[axis]
     entry = load(indices.name, (*space[:axis], *space[axis + 1 :]), indices.dtype)
-    entry = cast(entry, np.dtype(np.int64))
-    entry = alu("where", apply("lt", entry, 0), apply("add", entry, depth), entry)
-    here = alu("eq", entry, iota(space[axis], np.int64))
+    here = names(cast(entry, np.dtype(np.int64)), space[axis], depth)
     return pointwise(node, alu("where", here, _choice(values, 1), _choice(values, 0)))
 
 

@@ -61,9 +61,8 @@ def grid_sample(node: Node) -> list[Stage] | None:
         element = load(x.name, (n, c, *(neighbour.index for neighbour in chosen)), x.dtype)
         weights = [neighbour.weight for neighbour in chosen if neighbour.weight is not None]
         if mode == "nearest":
-            return stages.output(
-                apply("where", reduce(partial(alu, "and"), weights), element, 0) if weights else element
-            )
+            inside = reduce(partial(alu, "and"), weights) if weights else None
+            return stages.output(element if inside is None else apply("where", inside, element, 0))
         term = reduce(partial(alu, "mul"), [cast(weight, wide(x.dtype)) for weight in weights])
         term = alu("mul", cast(element, term.dtype), term)
         result = term if result is None else alu("add", result, term)

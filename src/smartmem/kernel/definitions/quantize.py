@@ -18,6 +18,8 @@ from smartmem.kernel.definitions.build import (
     apply,
     cast,
     coordinates,
+    highest,
+    lowest,
     operand,
     pointwise,
     present,
@@ -45,8 +47,7 @@ def parameter_index(node: Node, parameter: Value, space: Sequence[Lin]) -> tuple
 
 def saturate(value: Expr, dtype: DType) -> Expr:
     """`value`, a float that holds an integer, clamped to the range of `dtype`."""
-    limits = np.iinfo(dtype)
-    return apply("min", apply("max", value, float(limits.min)), float(limits.max))
+    return apply("min", apply("max", value, float(lowest(dtype))), float(highest(dtype)))
 
 
 @defines("QuantizeLinear")

@@ -28,7 +28,7 @@ from smartmem.index.lin import Lin, total
 from smartmem.index.map import Guard
 from smartmem.kernel.definitions.build import Stages, apply, cast, coordinates, highest, lowest, present, raw, wide
 from smartmem.kernel.definitions.registry import Defined, defines
-from smartmem.kernel.definitions.tables import Tables, as_lin, looked_up
+from smartmem.kernel.definitions.tables import Tables, as_lin, looked_up, names
 from smartmem.kernel.expr import Expr, alu, choose, const, iota, load
 from smartmem.kernel.stage import Stage
 
@@ -116,8 +116,7 @@ class _ScatterND:
         indices, q = present(self.node, 1), coordinates(self.shape, first)
         holds: Expr = const(True, bool)
         for axis, extent in enumerate(self.extents):
-            entry = _counted(load(indices.name, (*q, Lin(axis)), indices.dtype), extent)
-            here = alu("eq", entry, iota(self.space[axis], entry.dtype))
+            here = names(load(indices.name, (*q, Lin(axis)), indices.dtype), self.space[axis], extent)
             holds = here if axis == 0 else alu("and", holds, here)
         return _Reaching(self.shape, q, holds)
 
@@ -217,11 +216,5 @@ class _ScatterElements(_ScatterND):
         (u,) = coordinates((self.shape[axis],), first)
         q = tuple(u if a == axis else c for a, c in enumerate(self.space))
         guards = tuple(Guard(c, n) for a, (c, n) in enumerate(zip(self.space, self.shape, strict=True)) if a != axis)
-        entry = _counted(load(indices.name, q, indices.dtype), self.extents[axis])
-        here = alu("eq", entry, iota(self.space[axis], entry.dtype))
+        here = names(load(indices.name, q, indices.dtype), self.space[axis], self.extents[axis])
         return _Reaching((self.shape[axis],), q, here, guards)
-
-
-def _counted(entry: Expr, extent: int) -> Expr:
-    """An entry of indices; negative ones count from the end."""
-    return apply("where", apply("lt", entry, 0), apply("add", entry, extent), entry)

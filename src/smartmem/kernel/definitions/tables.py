@@ -19,6 +19,8 @@ import numpy as np
 from smartmem.graph.ir import Value
 from smartmem.index.divide import divide
 from smartmem.index.lin import Digit, Lin, Lookup, lin
+from smartmem.kernel.definitions.build import apply
+from smartmem.kernel.expr import Expr, alu, iota
 
 Array = np.ndarray[Any, Any]
 
@@ -81,6 +83,12 @@ def indexed(indices: Value, coords: tuple[Lin, ...], extent: int, component: int
         if exact is not None and exact.within(0, extent):
             return exact
     return looked_up(indices.name, (*coords, *last), extent)
+
+
+def names(entry: Expr, place: Lin, extent: int) -> Expr:
+    """Whether an entry of an integer tensor is coordinate `place` of an axis of `extent`; negative: from the end."""
+    counted = apply("where", apply("lt", entry, 0), apply("add", entry, extent), entry)
+    return alu("eq", counted, iota(place, entry.dtype))
 
 
 class Tables:
