@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-from smartmem.device import Device, DeviceOptions, LayoutMethod, Memory, Precision
+from smartmem.device import PARTS, Device, DeviceOptions, LayoutMethod, Memory, Precision
 from smartmem.errors import InputError, ModelError
 from smartmem.levels import LEVELS
 from smartmem.runtime import march as isa
@@ -88,7 +88,8 @@ def compile(
         progress: True shows a progress bar on a terminal; a function is called with (phase, done, total).
         device: "cpu", "opencl" (the first device), "opencl:N", or "auto" (a GPU if there is one, else the CPU).
         memory: on OpenCL devices: "auto", or all in "buffer" or "texture" memory where that is possible.
-        precision: on OpenCL devices: how values lie in memory, "fp32" or "fp16"; sums are always fp32.
+        precision: on OpenCL devices: how values lie in memory, "fp32" or "fp16". On CPUs with matrix units (AMX): what
+            products take their operands for, "fp32", "bf16x3" (about 16 bits) or "bf16" (8 bits). Sums are always fp32.
         layout: on OpenCL devices: how layouts are assigned, "greedy" or "exact".
         check: on OpenCL devices: kernels check every coordinate; a call raises if one is out of range.
 
@@ -105,15 +106,16 @@ def compile(
     cache = open_cache()
     with _watching(progress) as report:
         compiler = find_compiler()
-        key = program_key(model, shapes, level, march, known_compiler_key(compiler, march, cache), cache)
+        compiler_key = known_compiler_key(compiler, march, cache)
+        key = program_key(model, shapes, level, march, f"{compiler_key}\n{precision}", cache)
         if key is not None and (found := cache.find("models", key, SUFFIX)):
             with contextlib.suppress(ModelError):  # damaged: make it again
                 return package.load(found, threads, cache)
 
         def build() -> tuple[Program, Path, list[str]]:
-            program = build_program(model, shapes, level, march, report)
+            program = build_program(model, shapes, level, march, precision, report)
             library = link(program, compiler, cache, report)
-            return program, library, isa.features(compiler.macros(march))
+            return program, library, _features(program, compiler)
 
         if key is None or cache.root is None:
             program, library, features = build()
@@ -130,6 +132,12 @@ def _keep(cache: Cache, key: str, program: Program, library: Path, features: lis
     return kept
 
 
+def _features(program: Program, compiler: Compiler) -> list[str]:
+    """CPU features that a program's code needs."""
+    units = any("sm_units_begin" in text for text in program.sources.values())
+    return isa.features(compiler.macros(program.march), units)
+
+
 def find_device(name: str, options: DeviceOptions) -> Device | None:
     """The device that `name` means; None is the CPU.
 
@@ -142,12 +150,19 @@ def find_device(name: str, options: DeviceOptions) -> Device | None:
         from smartmem.runtime.opencl.devices import select
 
         device = select(name)
-    if device is None and options != DeviceOptions():
-        found = "the CPU" if name == "cpu" else "the CPU, as there is no GPU"
+    if device is not None:
+        if options.precision not in ("fp32", "fp16"):
+            raise InputError(f"precision {options.precision} is for CPUs, this is {device.name}: choose fp32 or fp16")
+        return device
+    found = "the CPU" if name == "cpu" else "the CPU, as there is no GPU"
+    if replace(options, precision="fp32") != DeviceOptions():
+        raise InputError(f"memory, layout and check are for OpenCL devices, this is {found}: --device opencl")
+    if options.precision not in PARTS:
         raise InputError(
-            f"memory, precision, layout and check are for OpenCL devices, this is {found}: --device opencl"
+            f"precision {options.precision} is for OpenCL devices, this is {found}: --device opencl, or one of "
+            f"{', '.join(PARTS)}"
         )
-    return device
+    return None
 
 
 def device_options(
@@ -209,20 +224,21 @@ def compile_to(
     cache = open_cache()
     with _watching(progress) as report:
         compiler = find_compiler()
-        program = build_program(model, shapes, level, march, report)
+        precision = options.precision if options else "fp32"
+        program = build_program(model, shapes, level, march, precision, report)
         library = link(program, compiler, cache, report)
-    package.save(program, library, output, isa.features(compiler.macros(march)))
+    package.save(program, library, output, _features(program, compiler))
     return program
 
 
 def build_program(
-    model: Any, shapes: Shapes | None, level: str, march: str, progress: Progress | None = None
+    model: Any, shapes: Shapes | None, level: str, march: str, precision: str, progress: Progress | None = None
 ) -> Program:
     """Run the compiler proper, without compiling C."""
     from smartmem.compiler import build_program as build
 
     source, fixed = _arguments(model, shapes, level)
-    return build(source, shapes=fixed, level=level, march=march, progress=progress)
+    return build(source, shapes=fixed, level=level, march=march, precision=precision, progress=progress)
 
 
 def build_device_program(

@@ -147,7 +147,7 @@ def explain(
         with progress_bar() as report:
             for each in LEVELS if as_json else (level,):
                 reports[each] = (
-                    api.build_program(model, shapes, each, march, report)
+                    api.build_program(model, shapes, each, march, precision, report)
                     if target is None
                     else api.build_device_program(model, shapes, each, target, options, report)
                 ).report

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from smartmem.device import Device, DeviceOptions
+from smartmem.device import PARTS, Device, DeviceOptions
+from smartmem.errors import InputError
 from smartmem.graph.ir import Graph
 from smartmem.runtime.artifact import Program
 from smartmem.runtime.opencl.program import DeviceProgram
@@ -26,6 +27,7 @@ def build_program(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     level: str = "full",
     march: str = "native",
+    precision: str = "fp32",
     progress: Progress | None = None,
 ) -> Program:
     """Compiles an ONNX file (or ModelProto) to C sources and a plan; no C compiler is run.
@@ -35,10 +37,12 @@ def build_program(
         shapes: shapes of inputs that have symbolic dimensions.
         level: "naive", "fuse", "eliminate", "layout" or "full".
         march: instruction set, as the C compiler names it.
+        precision: of products on matrix units, "fp32", "bf16x3" or "bf16" (`device.PARTS`).
         progress: called with (phase, done, total).
 
     Raises:
         ModelError, InputError: see `frontend.load_graph`.
+        InputError: the target has no matrix units for this precision.
     """
     from smartmem.codegen.target import target_of
     from smartmem.passes.assemble import assemble
@@ -46,8 +50,13 @@ def build_program(
     from smartmem.passes.report import fill_report
 
     graph, fates = _read(model, shapes, level, progress)
-    target = replace(target_of(march), tuned=level == "full")
-    module = run_passes(graph, level, bytes_pay=target.tuned and target.dot4)
+    target = replace(target_of(march), tuned=level == "full", parts=PARTS[precision])
+    if target.parts and not target.units:
+        raise InputError(
+            f"precision {precision} needs matrix units (AMX with bfloat16, Intel's Sapphire Rapids and later), "
+            f"{'this CPU' if march == 'native' else march} has none: leave it at fp32"
+        )
+    module = run_passes(graph, level, bytes_pay=target.tuned and target.dot4, units=target.parts > 0)
     program = assemble(module, target, level, march, progress)
     fill_report(program, module, fates)
     return program

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Memory = Literal["auto", "buffer", "texture"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16x3", "bf16"]
 LayoutMethod = Literal["greedy", "exact"]
+
+PARTS = {"fp32": 0, "bf16x3": 2, "bf16": 1}
+"""Precisions of the CPU: bfloat16 that a float becomes in a product on matrix units; 0: it stays a float."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class DeviceOptions:
 
     Attributes:
         memory: "texture" or "buffer" forces one kind wherever it is possible.
-        precision: type of activations and weights in memory; accumulation is always float.
+        precision: of a device, "fp32" or "fp16": the type of activations and weights in memory. Of the CPU, one of
+            `PARTS`: what products on matrix units take their operands for. Accumulation is always float.
         layout: "greedy" is the paper's heuristic, "exact" solves the assignment.
         check: kernels assert that every coordinate is inside its buffer or image.
     """

@@ -22,6 +22,13 @@ DeviceName = Annotated[
     str, typer.Option("--device", metavar="cpu|auto|opencl[:N]", help="Where it runs; see `smartmem devices`.")
 ]
 MemoryKind = Annotated[str, typer.Option("--memory", help="OpenCL: auto, or all in buffer or texture memory.")]
-Precision = Annotated[str, typer.Option("--precision", help="OpenCL: how values lie in memory, fp32 or fp16.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="fp32|fp16|bf16x3|bf16",
+        help="OpenCL: fp16 is how values lie in memory. CPUs with AMX: bf16 or bf16x3 is what products take them for.",
+    ),
+]
 Layout = Annotated[str, typer.Option("--layout", help="OpenCL: how layouts are assigned, greedy or exact.")]
 Check = Annotated[bool, typer.Option("--check", help="OpenCL: kernels check every coordinate, slowly.")]

@@ -37,7 +37,8 @@ def scales(*shape: int) -> Array:
 
 def multiplies_bytes(proto: onnx.ModelProto, march: str = WITH_BYTES) -> bool:
     """Whether the code for a processor with products of bytes has some."""
-    return any("sm_dot4" in text for text in build_program(proto, march=march).sources.values())
+    sources = build_program(proto, march=march).sources.values()
+    return any("sm_dot4" in text or "_tile_dpbusd" in text for text in sources)
 
 
 def agree(proto: onnx.ModelProto, x: Array, march: str = "native") -> None:

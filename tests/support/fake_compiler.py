@@ -28,7 +28,7 @@ def write_model(path: Path) -> Path:
     return path
 
 
-def build_program(model, *, shapes, level, march, progress=None) -> Program:
+def build_program(model, *, shapes, level, march, precision, progress=None) -> Program:
     """Stands for `smartmem.compiler.build_program`."""
     if not Path(model).is_file():
         raise ModelError(f"{model}: no such file")

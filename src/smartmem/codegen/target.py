@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from smartmem.runtime import matrix_units
 from smartmem.schedule.code import Target
 
 _AVX512 = (
@@ -13,11 +14,14 @@ _AVX512 = (
     "skylake_avx512",
     "icelake",
     "sapphirerapids",
+    "emeraldrapids",
+    "graniterapids",
     "znver4",
     "znver5",
     "cascadelake",
 )
-_DOT4 = ("icelake", "sapphirerapids", "znver4", "znver5", "cascadelake", "alderlake")
+_UNITS = ("sapphirerapids", "emeraldrapids", "graniterapids")
+_DOT4 = (*_UNITS, "icelake", "znver4", "znver5", "cascadelake", "alderlake")
 _AVX2 = ("x86-64-v3", "haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "alderlake")
 
 
@@ -26,7 +30,7 @@ def target_of(march: str) -> Target:
     if march == "native":
         return _native()
     if any(march.startswith(name) for name in _AVX512):
-        return Target(lanes=16, registers=32, dot4=march.startswith(_DOT4))
+        return Target(lanes=16, registers=32, dot4=march.startswith(_DOT4), units=march.startswith(_UNITS))
     if any(march.startswith(name) for name in _AVX2):
         return Target(lanes=8, registers=16, dot4=march.startswith(_DOT4))
     if march.startswith(("x86", "core2", "nehalem", "sandybridge", "ivybridge")):
@@ -39,7 +43,8 @@ def _native() -> Target:
     if platform.machine().lower() in ("x86_64", "amd64"):
         flags = _cpu_flags()
         if "avx512f" in flags:
-            return Target(16, 32, l1, l2, dot4="avx512_vnni" in flags)
+            units = flags.issuperset(matrix_units.FEATURES) and matrix_units.permitted()
+            return Target(16, 32, l1, l2, dot4="avx512_vnni" in flags, units=units)
         return Target(8 if "avx" in flags else 4, 16, l1, l2, dot4="avx_vnni" in flags)
     return Target(4, 32, l1, l2)
 

@@ -41,10 +41,12 @@ from smartmem.schedule.backend import Backend
 LEVELS = ("naive", "fuse", "eliminate", "layout", "full")
 
 
-def run_passes(graph: Graph, level: str, backend: Backend | None = None, bytes_pay: bool = False) -> Module:
+def run_passes(
+    graph: Graph, level: str, backend: Backend | None = None, bytes_pay: bool = False, units: bool = False
+) -> Module:
     """The module of a graph, ready for the assembly of a program, for the CPU or another backend.
 
-    `bytes_pay`: whether the target multiplies bytes faster than floats.
+    `bytes_pay`: whether the target multiplies bytes faster than floats; `units`: whether it has matrix units.
     """
     if level not in LEVELS:
         raise InputError(f'unknown level "{level}": choose one of {", ".join(LEVELS)}')
@@ -65,10 +67,11 @@ def run_passes(graph: Graph, level: str, backend: Backend | None = None, bytes_p
     if bytes_pay:
         passes.append(("byte_products", byte_products))
     if rank >= LEVELS.index("layout"):
-        units = backend.units if rank >= LEVELS.index("full") and backend is not None else 0
-        passes.append(("split_reductions", lambda m: split_reductions(m, units)))
+        compute_units = backend.units if rank >= LEVELS.index("full") and backend is not None else 0
+        passes.append(("split_reductions", lambda m: split_reductions(m, compute_units)))
     if tuned:
-        passes.append(("winograd", winograd))
+        if not units:  # whose products cost less than Winograd's transforms
+            passes.append(("winograd", winograd))
         passes.append(("table_products", table_products))
         passes.append(("split_products", split_for_cores))
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:

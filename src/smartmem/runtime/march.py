@@ -32,6 +32,11 @@ X86_MACROS = {
     "__AVX512BF16__": "avx512_bf16",
     "__AVX512FP16__": "avx512_fp16",
 }
+UNIT_MACROS = {
+    "__AMX_TILE__": "amx_tile",
+    "__AMX_BF16__": "amx_bf16",
+    "__AMX_INT8__": "amx_int8",
+}  # of code for matrix units only
 ARM_MACROS = {
     "__ARM_NEON": "asimd",
     "__ARM_FEATURE_DOTPROD": "asimddp",
@@ -59,9 +64,12 @@ def family(march: str) -> str:
     return "aarch64" if march.lower().startswith(_ARM_NAMES) else "x86_64"
 
 
-def features(macros: frozenset[str]) -> list[str]:
-    """The CPU features, as /proc/cpuinfo names them, that code compiled with these predefined macros may use."""
-    table = {**X86_MACROS, **ARM_MACROS}
+def features(macros: frozenset[str], units: bool = False) -> list[str]:
+    """The CPU features, as /proc/cpuinfo names them, that code compiled with these predefined macros may use.
+
+    With `units` it is code for matrix units.
+    """
+    table = {**X86_MACROS, **ARM_MACROS, **(UNIT_MACROS if units else {})}
     return sorted(table[macro] for macro in macros if macro in table)
 
 

@@ -45,6 +45,24 @@ STREAMED = 8  # times L2: what is larger comes from main memory in every call
 
 
 @dataclass(frozen=True)
+class UnitForm:
+    """What matrix units take for a float: `parts` bfloat16; or, where `parts` is 0, the four bytes that it stands for
+    (`passes.byte_products`)."""
+
+    parts: int
+
+    @property
+    def steps(self) -> int:
+        """Floats along k of one row of a tile, whose 64 bytes are 32 bfloat16, or four times 16 bytes."""
+        return 32 if self.parts else 16
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of an operand for each tile of what it stands for."""
+        return max(self.parts, 1)
+
+
+@dataclass(frozen=True)
 class Target:
     """What schedules need to know of the machine.
 
@@ -53,6 +71,9 @@ class Target:
         registers: vector registers.
         l1, l2: bytes of cache per core.
         dot4: whether it multiplies four bytes by four others, and adds the products, in one instruction per lane.
+        units: whether it has matrix units that multiply bfloat16 and bytes.
+        parts: bfloat16 that a float may become on matrix units; 0: it stays a float.
+        form: what the matrix units take in a kernel, None: they are not used.
         tuned: whether schedules use what only speed asks for: prefetching, blocks of the reduction and of rows that
             fit the caches, windows that slide by several outputs, operands transposed in registers (level `full`).
     """
@@ -62,6 +83,9 @@ class Target:
     l1: int = 32 << 10
     l2: int = 1 << 20
     dot4: bool = False
+    units: bool = False
+    parts: int = 0
+    form: UnitForm | None = None
     tuned: bool = True
 
     def streams(self, size: int) -> bool:

@@ -26,6 +26,7 @@ from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.stage import Stage
+from smartmem.schedule.code import UnitForm
 from smartmem.schedule.finish import Ending, Finish, finish_of
 from smartmem.schedule.flatten import B, Flat, K, N
 from smartmem.schedule.operand_a import Walk, even_step, walk_of
@@ -33,6 +34,16 @@ from smartmem.schedule.operand_b import direct_b, held_of
 from smartmem.schedule.roles import multiplies_bytes
 from smartmem.schedule.tile_functions import FEW, ROWS_ACROSS, grouped_tile_function, tile_function
 from smartmem.schedule.tiling import Tiling, tile_columns
+from smartmem.schedule.units import (
+    SIDE,
+    TILE,
+    TOGETHER,
+    a_floats,
+    depth_tiles,
+    k_blocks,
+    pack_lines,
+    unit_function,
+)
 
 if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline, Place
@@ -81,11 +92,12 @@ def _product(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> _Product:
     p = e.pipeline
     flat, walk = p.flats[stage.name], walk_of(p, stage)
     width = tile_columns(p.target, flat.columns)
-    blocks = _k_blocks(walk) if p.target.tuned else KBlocks(1, walk.count, 1, walk.run)
+    whole = KBlocks(1, walk.count, 1, walk.run)
+    blocks = _k_blocks(walk) if p.target.tuned and p.target.form is None else whole
     first = p.places.get(walk.branches[0].tensor)
     across = first if first is not None and first.kind == "across" else None
     direct = p.places.get(stage.name)
-    if epilogue or direct is None or direct.kind != "block" or direct.first or p.group_size:
+    if p.target.form or epilogue or direct is None or direct.kind != "block" or direct.first or p.group_size:
         direct = None
     finish = finish_of(e, stage, epilogue, width) if direct is None else None
     return _Product(e, stage, epilogue, flat, walk, width, blocks, _even_step(p, walk), across, direct, finish)
@@ -96,7 +108,10 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
     p, w, product = e.pipeline, e.writer, _product(e, stage, epilogue)
     tiling, width, columns = p.tiling, product.width, product.flat.columns
     with w.block(""), ExitStack() as opened:
-        if product.across is not None:
+        form, a_tiles = p.target.form, 0
+        if form is not None:
+            a_tiles = e.tiles_at[stage.name] if stage.name in e.tiles_at else pack_tiles(e, stage)
+        elif product.across is not None:
             w.line(f"const float *const a = s + {product.across.offset};")
         else:
             row_pointers(e, stage, product.flat, product.walk, tiling.block)
@@ -115,12 +130,19 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
             with w.loop("r", "rows"):
                 w.line("const long m = m0 + r;")
                 w.line(f"rows{number}[r] = {place};")
-        if product.direct is None and (product.finish is None or product.blocks.count > 1):
+        if form is not None:
+            if k_blocks(product.walk.depth, form) < depth_tiles(product.walk.depth, form):
+                w.line(f"float *const c = s + {p.reserve(tiling.group * SIDE * width)};")
+            elif product.finish is None:
+                w.line(f"float *const c = s + {p.reserve(TOGETHER * SIDE * width)};")
+        elif product.direct is None and (product.finish is None or product.blocks.count > 1):
             kept = tiling.block if product.blocks.count > 1 else tiling.rows
             w.line(f"float *const c = s + {p.reserve(kept * width)};")
         with w.loop("n0", end, start, width):
             w.line(f"const float *const bp = {source};")
-            if product.blocks.count == 1:
+            if form is not None:
+                _unit_loop(product, form, a_tiles)
+            elif product.blocks.count == 1:
                 _tile_loop(product, stride, prefetch)
             else:
                 with w.loop("kb", product.blocks.count):
@@ -215,7 +237,9 @@ def _tile_loop(product: _Product, stride: int, prefetch: int) -> None:
                 if block.final:
                     last_block.enter_context(w.block(block.final))
                 whole = Ending(finish, product.vectors, product.vectors if blocks.count > 1 else 0)
-                _finishing_tiles(w, tiling, whole, columns, p.target.lanes, call)
+                _finishing_tiles(
+                    w, whole, columns, p.target.lanes, lambda ending: call_tile(w, tiling, partial(call, ending))
+                )
             if block.final:
                 with w.block("else"):
                     call_tile(w, tiling, partial(call, None))
@@ -226,6 +250,84 @@ def _tile_loop(product: _Product, stride: int, prefetch: int) -> None:
         w.line(f"const long height = {tiling.rows_of('q')};")
         with w.block(block.final), w.loop("y", "height"):
             w.line("const long r = i + y, m = m0 + r;")
+            w.line("(void)m;")
+            epilogue_row(e, product.stage, product.epilogue, product.flat, columns, width)
+
+
+def pack_tiles(e: RowEmitter, stage: Stage) -> int:
+    """Packs operand A of the block into tiles for matrix units, in scratch; where they begin, in floats."""
+    p, w = e.pipeline, e.writer
+    flat, walk = p.flats[stage.name], walk_of(p, stage)
+    tiling, form = p.tiling, p.target.form
+    assert form is not None
+    of_tile = a_floats(walk.depth, form)
+    offset = p.reserve(tiling.group * of_tile)
+    with w.block(""):
+        row_pointers(e, stage, flat, walk, tiling.block)
+        with w.loop("q", "h", "g"):
+            w.line(f"const long i = {tiling.start('q')} - m0, height = {tiling.rows_of('q')};")
+            with w.loop("y", "height"):
+                w.line("const long r = i + y;")
+                w.line(f"float *const to = s + {offset} + (q - g) * {of_tile} + y * {SIDE};")
+                for line in pack_lines(walk, form, tiling.block, _even_step(p, walk)):
+                    w.line(line)
+    return offset
+
+
+def _unit_loop(product: _Product, form: UnitForm, a_tiles: int) -> None:
+    """All row tiles of the block with one panel, on matrix units."""
+    e, finish = product.emitter, product.finish
+    p, w, width, depth = e.pipeline, e.writer, product.width, product.walk.depth
+    tiling, columns = p.tiling, product.flat.columns
+    of_tile, steps, together = a_floats(depth, form), depth_tiles(depth, form), k_blocks(depth, form)
+    blocked = together < steps
+    at, first, last, rest = "", "1", "1", str(steps)
+    with ExitStack() as opened:
+        if blocked:
+            opened.enter_context(w.loop("kb", steps, 0, together))
+            at, first, last = " + kb * {}", "kb == 0", f"kb + {together} >= {steps}"
+            w.line(f"const long steps = kb + {together} < {steps} ? {together} : {steps} - kb;")
+            rest = "steps"
+        opened.enter_context(w.loop("q", "h", "g", TOGETHER))
+        w.line(f"const long i = {tiling.start('q')} - m0, pair = q + 1 < h;")
+        w.line(
+            f"const long top = {tiling.rows_of('q')}, height = (q + 2 < h ? {tiling.start('(q + 2)')} - m0 : rows) - i;"
+        )
+        held = f"c + (q - g) * {SIDE * width}" if blocked else "c"
+        if finish is None or blocked:
+            w.line(f"float *const cq = {held};")
+
+        def call(ending: Ending | None, count: int, final: bool) -> str:
+            vectors = ending.vectors if ending is not None else product.vectors
+            name, text = unit_function(count, vectors, product.vectors, form, ending, final)
+            p.support[name] = text
+            a = f"s + {a_tiles} + (q - g) * {of_tile}{at.format(form.tiles * TILE)}"
+            b = f"bp{at.format(form.tiles * product.vectors * TILE)}"
+            into = f"{'cq' if finish is None or blocked else '(float *)0'}, {first}"
+            if ending is not None:
+                into += f", top, height, {ending.arguments(f'{columns} - n0')}"
+            return f"{name}({a}, {of_tile}, {b}, {rest}, {into});"
+
+        def calls(ending: Ending | None, final: bool = True) -> None:
+            w.line(f"if (pair) {call(ending, 2, final)}")
+            w.line(f"else {call(ending, 1, final)}")
+
+        if finish is not None:
+            with ExitStack() as final:
+                if blocked:
+                    final.enter_context(w.block(f"if ({last})"))
+                _finishing_tiles(w, Ending(finish, product.vectors), columns, p.target.lanes, calls)
+            if blocked:
+                with w.block("else"):
+                    calls(None, final=False)
+            return
+        if blocked:
+            with w.block(f"if (!({last}))"):
+                calls(None, final=False)
+                w.line("continue;")
+        calls(None)
+        with w.loop("of", "height"):
+            w.line("const long r = i + of, m = m0 + r, y = of < top ? of : of - top + 16;")
             w.line("(void)m;")
             epilogue_row(e, product.stage, product.epilogue, product.flat, columns, width)
 
@@ -262,19 +364,17 @@ def _tile_call(product: _Product, block: _Block, prefetch: int, ending: Ending |
     return f"{name}({arguments});"
 
 
-def _finishing_tiles(
-    w: Writer, tiling: Tiling, whole: Ending, columns: int, lanes: int, call: Callable[[Ending, int], str]
-) -> None:
+def _finishing_tiles(w: Writer, whole: Ending, columns: int, lanes: int, calls: Callable[[Ending], None]) -> None:
     """Row tile q of panel n0 with its epilogue in registers; the last panel may have fewer columns, and vectors."""
     width = whole.vectors * lanes
     tail = replace(whole, vectors=-(-(columns % width) // lanes), tail=True)
     if columns % width == 0 or columns < width:
-        call_tile(w, tiling, partial(call, tail if columns < width else whole))
+        calls(tail if columns < width else whole)
         return
     with w.block(f"if (n0 + {width} <= {columns})"):
-        call_tile(w, tiling, partial(call, whole))
+        calls(whole)
     with w.block("else"):
-        call_tile(w, tiling, partial(call, tail))
+        calls(tail)
 
 
 def call_tile(w: Writer, tiling: Tiling, call: Callable[[int], str]) -> None:
@@ -348,7 +448,7 @@ def b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -
     if stage.name in e.packed.slot:
         pointer = e.arguments.pointer(e.packed.slot[stage.name], "float")
         batches = e.packed.weights[e.packed.slot[stage.name]].shape[0]
-        size = walk.depth * width
+        size = math.prod(e.packed.weights[e.packed.slot[stage.name]].shape[2:])
         per_batch = f"b * {-(-flat.columns // width) * size} + " if batches > 1 else ""
         return f"{pointer} + {per_batch}n0 / {width} * {size}", width, True
     direct = direct_b(p, stage)

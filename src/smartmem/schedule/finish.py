@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MOST = 12  # operations of an epilogue, each one instruction or two
 CHEAP = frozenset(("add", "sub", "mul", "div", "max", "min", "neg", "abs", "round"))
+LONG = frozenset(("exp", "tanh", "erf", "sigmoid", "gelu", "recip", "sqrt"))  # where sums lie in memory
 OF_ROWS = CHEAP | {"recip", "sqrt"}  # of numbers that a row has one of
 
 
@@ -120,14 +121,17 @@ class Ending:
         texts += [f"rows{k} + i" for k in range(len(self.finish.tables))]
         return ", ".join([*texts, count] if self.tail else texts)
 
-    def text(self, rows: int) -> str:
-        """C text: every accumulator acc[i][j] goes through the statements and is stored."""
+    def text(self, rows: int | str, held: str = "acc[i][j]", unroll: int = 0) -> str:
+        """C text: the sum of row i and vector j, which is `held`, goes through the statements and is stored.
+
+        Sums in registers want all rows unrolled, sums in memory (`unroll`) a few.
+        """
         finish, vectors = self.finish, self.vectors
 
         def load(pointer: str) -> str:
             return f"sm_load_n({pointer}, left[j], 0.0f)" if self.tail else f"sm_load({pointer})"
 
-        down = (f"#pragma GCC unroll {rows}", f"for (int i = 0; i < {rows}; ++i)")
+        down = (f"#pragma GCC unroll {unroll or rows}", f"for (int i = 0; i < {rows}; ++i)")
         across = (f"#pragma GCC unroll {vectors}", f"for (int j = 0; j < {vectors}; ++j)")
         lines: list[str] = []
         if self.tail:
@@ -137,7 +141,7 @@ class Ending:
         for k in shared:
             lines += [f"f32v same{k}[{vectors}];", *across, f"    same{k}[j] = {load(f'in{k} + j * SM_W')};"]
         before = f" + sm_load(c + (i * {self.partial} + j) * SM_W)" if self.partial else ""
-        lines += [*down, *across, "{", f"    const f32v sum = acc[i][j]{before};"]
+        lines += [*down, *across, "{", f"    const f32v sum = {held}{before};"]
         for k, source in enumerate(finish.sources):
             at = source.row(f"in{k}")
             if not source.lanes:
@@ -158,7 +162,8 @@ def finish_of(e: RowEmitter, stage: Stage, epilogue: list[Stage], width: int) ->
     p = e.pipeline
     if p.group_size or not p.target.tuned or any(s.dtype != np.float32 for s in (stage, *epilogue)):
         return None
-    if sum(isinstance(n, Alu) for s in epilogue for n in walk(p.flats[s.name].body)) > MOST:
+    operations = sum(isinstance(n, Alu) for s in epilogue for n in walk(p.flats[s.name].body))
+    if operations > MOST and p.target.form is None:  # whose sums lie in memory
         return None
     flat = p.flats[stage.name]
     writer = Writer()
@@ -249,7 +254,9 @@ class _TileEmitter(Emitter):
 
     def _alu(self, node: Alu) -> Value:
         vector = any(self.known[id(a)].vector for a in node.args)
-        if node.dtype != np.float32 or node.op not in (CHEAP if vector else OF_ROWS):
+        known = node.op in (CHEAP if vector else OF_ROWS)
+        allowed = known or (self.pipeline.target.form is not None and node.op in LONG)
+        if node.dtype != np.float32 or not allowed:
             raise Unfit
         return super()._alu(node)
 

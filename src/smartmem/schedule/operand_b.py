@@ -39,6 +39,7 @@ from smartmem.schedule.operand_a import Walk, operands, walk_of
 from smartmem.schedule.pack_rows import emit_square
 from smartmem.schedule.roles import expr_axes, factors
 from smartmem.schedule.tiling import tile_columns
+from smartmem.schedule.units import b_tiles
 
 if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline
@@ -130,6 +131,8 @@ def _panels(pipeline: Pipeline, stage: Stage, constants: Mapping[str, Array]) ->
     result[:, :whole] = matrix[:, :, : whole * width].reshape(batches, walk.depth, whole, width).transpose(0, 2, 1, 3)
     if whole < panels:
         result[:, whole, :, : flat.columns - whole * width] = matrix[:, :, whole * width :]
+    if pipeline.target.form is not None:
+        return b_tiles(result, pipeline.target.form)
     return turned(result, pipeline.group_size) if pipeline.group_size else result
 
 

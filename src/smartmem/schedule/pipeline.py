@@ -20,7 +20,7 @@ from smartmem.kernel.expr import Expr, Iota, Load, load, loads, rebuild
 from smartmem.kernel.stage import Kernel, Stage, inline, tensors_read
 from smartmem.layout.storage import Storage
 from smartmem.schedule.band import Band, band_operand
-from smartmem.schedule.code import Target
+from smartmem.schedule.code import Target, UnitForm
 from smartmem.schedule.flatten import Flat, N, flatten
 from smartmem.schedule.groups import block_diagonal, side_by_side
 from smartmem.schedule.online import Softmax, divide_last, find, is_epilogue, quicken
@@ -28,9 +28,10 @@ from smartmem.schedule.operand_a import batch_step, pack_operand, walk_of
 from smartmem.schedule.operand_b import is_dynamic
 from smartmem.schedule.pack_rows import turns
 from smartmem.schedule.read_once import reads_once
-from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, permuted
+from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, multiplies_bytes, permuted
 from smartmem.schedule.row_blocks import key_block, tiling
 from smartmem.schedule.tiling import Tiling, tile_columns
+from smartmem.schedule.units import FEWEST
 
 Array = np.ndarray[Any, Any]
 
@@ -163,6 +164,8 @@ def prepare(
             stages = quicken(stages, rows)
         stages, bands = _stage_operands(stages, storages, batch, rows, target, constants)
         contracted = frozenset(s.name for s in stages if is_contraction(s, rows))
+    if groups is None and softmax is None:
+        target = replace(target, form=_unit_form(stages, contracted, batch, rows, target, constants))
     pipeline = Pipeline(kernel, stages, batch, rows, storages, target, contracted=contracted)
     pipeline.softmax, pipeline.bands = softmax, bands
     pipeline.group_size = groups.size if groups is not None else 0
@@ -177,6 +180,27 @@ def prepare(
     pipeline.tiling = tiling(pipeline)
     _place(pipeline)
     return pipeline
+
+
+def _unit_form(
+    stages: list[Stage], contracted: frozenset[str], batch: int, rows: int, target: Target,
+    constants: Mapping[str, Array],
+) -> UnitForm | None:  # fmt: skip
+    """What matrix units take, if all contractions are for them: constant weights, tiles that are mostly full."""
+    products = [s for s in stages if s.name in contracted]
+    if not (target.units and target.tuned and products):
+        return None
+    of_bytes = {multiplies_bytes(stage) for stage in products}
+    if len(of_bytes) > 1 or not (target.parts or True in of_bytes):
+        return None
+    form = UnitForm(0 if True in of_bytes else target.parts)
+    for stage in products:
+        extents = (stage.shape[batch:rows], stage.shape[rows:], stage.reduce)
+        height, columns, depth = map(math.prod, extents)
+        given = (height, columns, depth // form.steps)
+        if is_dynamic(stage, constants) or any(n < least for n, least in zip(given, FEWEST, strict=True)):
+            return None
+    return form
 
 
 def softmax_of(stages: list[Stage], rows: int) -> Softmax | None:
@@ -294,6 +318,8 @@ def _shared_step(pipeline: Pipeline) -> int | None:
     first = pipeline.regions[0].contraction
     if pipeline.batches == 1 or len(pipeline.regions) > 1 or first is None or is_dynamic(first, pipeline.constants):
         return None
+    if pipeline.target.form is not None:
+        return None
     walk = walk_of(pipeline, first)
     step = batch_step(walk, pipeline.batches)
     return step if step is not None and step <= max(walk.run, pipeline.target.lanes) else None
@@ -340,7 +366,12 @@ def _place(pipeline: Pipeline) -> None:
 def _is_across(pipeline: Pipeline, stage: Stage) -> bool:
     """Whether a stage packs an operand A whose rows lie side by side, for tiles that read it so."""
     users = [s for s in pipeline.stages if stage.name in tensors_read(s.body)]
-    if pipeline.softmax is not None or len(users) != 1 or not pipeline.is_contraction(users[0]):
+    if (
+        pipeline.target.form is not None
+        or pipeline.softmax is not None
+        or len(users) != 1
+        or not pipeline.is_contraction(users[0])
+    ):
         return False
     if reads_once(pipeline, users[0]) or not turns(pipeline, stage):
         return False

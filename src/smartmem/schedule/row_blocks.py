@@ -38,7 +38,7 @@ def tiling(pipeline: Pipeline) -> Tiling:
     rows = tile_rows(pipeline.target, height, columns, pipeline.group_size)
     streamed = _streams(pipeline)
     halves = 2 * TALL_BLOCK <= height < TALL and divides(pipeline) and not streamed
-    while halves and -(-height // rows) % 2:
+    while halves and pipeline.target.form is None and -(-height // rows) % 2:
         rows -= 1
     count = -(-height // rows)
     if pipeline.softmax is not None:

@@ -26,7 +26,7 @@ from smartmem.kernel.stage import Stage, tensors_read
 from smartmem.schedule.b_starts import Tables
 from smartmem.schedule.band import emit_band
 from smartmem.schedule.code import Arguments
-from smartmem.schedule.contraction import emit_contraction
+from smartmem.schedule.contraction import emit_contraction, pack_tiles
 from smartmem.schedule.flatten import B, Flat, M, N, flat_address
 from smartmem.schedule.key_blocks import emit_key_blocks
 from smartmem.schedule.nest import combined, initial, store_vector
@@ -73,6 +73,7 @@ class RowEmitter:
         self.rounded = frozenset(after_sums(pipeline.stages))
         self.values: dict[str, Value] = {}
         self.starts: dict[str, Tables] = {}  # of the contractions whose B is not packed
+        self.tiles_at: dict[str, int] = {}  # of contractions whose operand A is packed for matrix units
         self._packed_at: dict[str, int] = {}
         self._slots = 1  # in use, of what scratch holds
         self.mark = self.once = writer.mark()
@@ -99,6 +100,8 @@ class RowEmitter:
         w.line(f"float *const s = (float *)scratch + {HELD};")
         w.line("(void)s, (void)held;")
         dynamic = [s for s in p.contractions() if is_dynamic(s, p.constants) and direct_b(p, s) is None]
+        if p.target.form is not None:
+            w.line("sm_units_begin();")
         with w.loop("t", "end", "begin"):
             rows = rest = "t"
             if task.column_chunks > 1:  # the inner digit: a thread's tasks share rows, and what is local to them
@@ -117,12 +120,18 @@ class RowEmitter:
                         for stage in dynamic:
                             if stage.name not in self.starts:
                                 emit_pack(self, stage)
-                kept = len(p.regions) - 1 if task.column_chunks > 1 and task.chunk <= p.tiling.group else 0
+                shared = task.column_chunks > 1 and task.chunk <= p.tiling.group
+                kept = len(p.regions) - 1 if shared else 0
                 with self.blocks():
-                    if kept:
+                    last = p.regions[-1].contraction if shared and p.target.form is not None else None
+                    if kept or last is not None:
                         with self._once(rows):
                             self.regions(p.regions[:kept])
+                            if last is not None:
+                                self.tiles_at[last.name] = pack_tiles(self, last)
                     self.regions(p.regions[kept:])
+        if p.target.form is not None:
+            w.line("sm_units_end();")
         if self.streams:
             w.line("sm_stream_end();")
 

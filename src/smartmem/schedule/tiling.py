@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from smartmem.schedule.code import Target
+from smartmem.schedule.units import SIDE
 
 FEWEST_ROWS = 4  # rows that a tile must have for loads of B to hide behind its arithmetic
 
@@ -14,6 +15,8 @@ def tile_columns(target: Target, columns: int) -> int:
     needed = -(-columns // target.lanes)
     if needed == 1:
         return target.lanes
+    if target.form is not None:
+        return 2 * target.lanes
     usual = 4 if target.lanes == 4 and target.registers >= 32 else 2
     others = [v for v in (3, 5) if _most_rows(target, v) >= FEWEST_ROWS]
     best = min([usual, *others], key=lambda v: _padded(needed, v))
@@ -34,7 +37,9 @@ def tile_rows(target: Target, height: int, columns: list[int], group_size: int) 
 
     A grouped tile (`group_size` > 0) has as many accumulators per row as a group has columns.
     """
-    if group_size:
+    if target.form is not None:
+        most = SIDE
+    elif group_size:
         most = (target.registers - 1) // (group_size + 1)
     else:
         most = min(_most_rows(target, tile_columns(target, n) // target.lanes) for n in columns)

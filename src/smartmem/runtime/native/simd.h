@@ -506,6 +506,7 @@ SM_INLINE f32v sm_divide(f32v a, float x) {
 }
 
 #include "simd_math.h"
+#include "units.h"
 
 /* ------------------------------------------------------------------------------------------------------- scalars */
 
