@@ -64,7 +64,7 @@ def bench(
         str, typer.Option("--memory", metavar="KIND,...", help="OpenCL: auto, buffer, texture; a row for each.")
     ] = "auto",
     precision: Annotated[
-        str, typer.Option("--precision", metavar="fp32,fp16", help="OpenCL and GPU peers; a row for each.")
+        str, typer.Option("--precision", metavar="fp32,bf16,...", help="As `smartmem run` takes them; a row for each.")
     ] = "fp32",
     layout: Layout = "greedy",
     jobs: Annotated[

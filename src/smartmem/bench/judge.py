@@ -44,8 +44,8 @@ class Judge:
         error = max((relative_error(found[name], self._wanted[name]) for name in self._wanted), default=0.0)
         furthest = max((largest_difference(found[name], self._wanted[name]) for name in self._wanted), default=0.0)
         row.relative_error = error if error < float("inf") else None  # JSON has no infinity
-        right = error < usual_error(row.half) or furthest < ROUNDING
-        if not right and not error < allowed_error(self._model, row.half):
+        right = error < usual_error(row.precision) or furthest < ROUNDING
+        if not right and not error < allowed_error(self._model, row.precision):
             shapes = [
                 f"output {name} has the shape {list(found[name].shape)} instead of {list(array.shape)}"
                 for name, array in self._wanted.items()

@@ -25,7 +25,8 @@ class Row:
         model, runner, version: what ran.
         level: of smartmem; None for others.
         memory: of smartmem on a device; else "".
-        precision: of smartmem on a device and of GPU peers, "fp32" or "fp16"; else "", which is fp32 too.
+        precision: of smartmem on a device and of GPU peers, "fp32" or "fp16"; on the CPU "bf16" or "bf16x3"; else "",
+            which is fp32 too.
         median_ms, p10_ms, p90_ms, min_ms: of all measured runs; None where it failed or was only prepared.
         ratio: median over that of the best peer in the same precision: below 1 is faster than every peer. None without
             such peers.
@@ -72,9 +73,9 @@ class Row:
         return " ".join(filter(None, (self.runner, self.level, self.memory, self.precision)))
 
     @property
-    def half(self) -> bool:
-        """Whether it computes with values of half precision."""
-        return self.precision == "fp16"
+    def kind(self) -> str:
+        """The precision with a name, which those have that are compared."""
+        return self.precision or "fp32"
 
 
 @dataclass

@@ -121,7 +121,7 @@ def _summarize(runners: Sequence[Runner]) -> None:
     rows = [runner.row for runner in runners]
     floor = next((row.median_ms for row in rows if row.runner == FLOOR), None)
     for row in rows:
-        peers = [peer for peer in rows if peer.runner not in (SMARTMEM, FLOOR) and peer.half == row.half]
+        peers = [peer for peer in rows if peer.runner not in (SMARTMEM, FLOOR) and peer.kind == row.kind]
         best = min((peer.median_ms for peer in peers if peer.median_ms), default=None)
         if best and row.median_ms and row.runner != FLOOR:
             row.ratio = row.median_ms / best

@@ -18,7 +18,7 @@ from pathlib import Path
 from smartmem.bench.judge import Judge
 from smartmem.bench.networks import Case, of_file, of_zoo, zoo_folder
 from smartmem.bench.options import Options, check, described, find_device
-from smartmem.bench.peers import ALL, FLOOR, GPU_PEERS, PEERS, SMARTMEM
+from smartmem.bench.peers import ALL, BF16_PEERS, FLOOR, GPU_PEERS, PEERS, SMARTMEM
 from smartmem.bench.result import Result, Row, machine, now
 from smartmem.bench.rounds import Report, busy_processes, time_runners
 from smartmem.bench.runner import Runner
@@ -114,18 +114,21 @@ def _rows(options: Options, on_device: bool, threads: int, folder: Path) -> tupl
     levels = sorted(dict.fromkeys(options.levels), key=LEVELS.index, reverse=True)
     everything = [name for name in PEERS if (name in GPU_PEERS) == on_device] if ALL in options.against else []
     peers = [name for name in PEERS if name in options.against or name in everything]
+    on_cpu = ["" if precision == "fp32" else precision for precision in options.precisions]
     rows: list[Row] = []
     missing: dict[str, str] = {}
     for name in ([SMARTMEM] if levels else []) + ([FLOOR] if options.floor else []) + peers:
         row = Row("", name)
         Runner(row, Case("", Path()), folder / name, options, threads).version()
         if name == SMARTMEM:
-            placements = [(m, p) for p in options.precisions for m in options.memories] if on_device else [("", "")]
+            memories = options.memories if on_device else [""]
+            placements = [(m, p) for p in (options.precisions if on_device else on_cpu) for m in memories]
             rows += [replace(row, level=each, memory=m, precision=p) for each in levels for m, p in placements]
         elif row.error and name in everything and name not in options.against:
             missing[name] = row.error
         else:
-            rows += [replace(row, precision=p) for p in (options.precisions if name in GPU_PEERS else [""])]
+            several = options.precisions if name in GPU_PEERS else [p for p in on_cpu if name in BF16_PEERS or not p]
+            rows += [replace(row, precision=p) for p in several if p != "bf16x3"]
     return rows, missing
 
 

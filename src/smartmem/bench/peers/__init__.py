@@ -36,6 +36,9 @@ PEERS = tuple(name for name in _CLASSES if name not in (SMARTMEM, FLOOR))
 GPU_PEERS = ("torch-cuda", "inductor-cuda", "ncnn-vulkan")
 """Those that run on a GPU, beside smartmem on a device: in each precision that is asked for."""
 
+BF16_PEERS = ("openvino",)
+"""Those on the CPU that take floats for bfloat16 where smartmem is asked to."""
+
 ALL = "all"
 """Stands for every peer that is installed: those for GPUs where smartmem runs on a device, the others on the CPU."""
 
