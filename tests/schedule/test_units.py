@@ -108,6 +108,29 @@ def test_normalization_two_layers_and_a_residual() -> None:
 
 
 @needs_units
+@pytest.mark.parametrize("tokens, size", [(67, 32), (130, 40)])
+def test_attention(tokens: int, size: int) -> None:
+    """Both operands are packed when it runs: keys that are turned, values as they lie; an odd number of them."""
+    nodes = [
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["p"]),
+        helper.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    proto = model(nodes, dict.fromkeys("qkv", (3, tokens, size)), {"y": None})
+    q, k, v = (normal(seed, 3, tokens, size) for seed in range(3))
+    with smartmem.compile(proto, level="fuse") as exact:
+        want = exact(q, k, v)
+        of_rounded = exact(rounded(q), rounded(k), v)
+    assert "sm_store_panel" in text_of(proto)
+    with smartmem.compile(proto, precision="bf16x3", threads=2) as compiled:
+        assert error(compiled(q, k, v), want) < 3e-5
+    with smartmem.compile(proto, precision="bf16", threads=2) as compiled:
+        found = compiled(q, k, v)
+    assert error(found, of_rounded) < 4e-3 < error(found, want) < 5e-2
+
+
+@needs_units
 @pytest.mark.parametrize("depth", [64, 80, 2000])
 def test_products_of_bytes_are_the_same_without_them(
     depth: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

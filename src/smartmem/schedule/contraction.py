@@ -39,6 +39,7 @@ from smartmem.schedule.units import (
     TILE,
     TOGETHER,
     a_floats,
+    b_floats,
     depth_tiles,
     k_blocks,
     pack_lines,
@@ -452,6 +453,9 @@ def b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -
         per_batch = f"b * {-(-flat.columns // width) * size} + " if batches > 1 else ""
         return f"{pointer} + {per_batch}n0 / {width} * {size}", width, True
     direct = direct_b(p, stage)
+    if p.target.form is not None:
+        size = b_floats(walk.depth, width, p.target.form)
+        return f"s + {e.tiles_offset(stage)} + n0 / {width} * {size}", width, False
     if direct is None:
         place = "n0" if held.column == "0" else f"(n0 - {held.column})"
         return f"s + {e.packed_offset(stage)} + {place} / {width} * {held.depth * width}", width, False

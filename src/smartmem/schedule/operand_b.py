@@ -39,7 +39,7 @@ from smartmem.schedule.operand_a import Walk, operands, walk_of
 from smartmem.schedule.pack_rows import emit_square
 from smartmem.schedule.roles import expr_axes, factors
 from smartmem.schedule.tiling import tile_columns
-from smartmem.schedule.units import b_tiles
+from smartmem.schedule.units import b_floats, b_tiles
 
 if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline
@@ -170,7 +170,7 @@ def direct_b(pipeline: Pipeline, stage: Stage) -> DirectB | None:
 
     A block of keys is packed in any case: its rows are often a power of two apart, which few sets of the cache serve.
     """
-    if pipeline.softmax is not None:
+    if pipeline.softmax is not None or pipeline.target.form is not None:
         return None
     flat, walk = pipeline.flats[stage.name], walk_of(pipeline, stage)
     width = tile_columns(pipeline.target, flat.columns)
@@ -236,7 +236,21 @@ def emit_pack(e: RowEmitter, stage: Stage) -> None:
     held, offset = held_of(p, stage, walk), e.packed_offset(stage)
     if _transposes(p, b, walk, moved, lanes):
         _pack_transposed(e, b, walk, moved, held, offset, width)
-        return
+    else:
+        _pack_rows(e, stage, b, walk, moved, held, offset)
+    if p.target.form is not None:
+        size = b_floats(walk.depth, width, p.target.form)
+        shape = f"{walk.depth}, {width // lanes}, {p.target.form.parts}"
+        with w.loop("n0", -(-columns // width)):
+            w.line(f"const float *const panel = s + {offset} + n0 * {held.depth * width};")
+            w.line(f"sm_store_panel(s + {e.tiles_offset(stage)} + n0 * {size}, panel, {shape});")
+
+
+def _pack_rows(e: RowEmitter, stage: Stage, b: Expr, walk: Walk, moved: Flat, held: Held, offset: int) -> None:
+    """Panels from rows of B, vector by vector."""
+    p, w = e.pipeline, e.writer
+    extents, columns, lanes = moved.extents, moved.columns, p.target.lanes
+    width = tile_columns(p.target, columns)
     loops = [f"k{k}" for k in range(len(walk.segments) + 1)]
     flat_k = Lin()
     for position, extent in enumerate((*walk.segments, walk.run)):

@@ -31,7 +31,7 @@ from smartmem.schedule.read_once import reads_once
 from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, multiplies_bytes, permuted
 from smartmem.schedule.row_blocks import key_block, tiling
 from smartmem.schedule.tiling import Tiling, tile_columns
-from smartmem.schedule.units import FEWEST
+from smartmem.schedule.units import ATTENDING, FEWEST
 
 Array = np.ndarray[Any, Any]
 
@@ -186,7 +186,7 @@ def _unit_form(
     stages: list[Stage], contracted: frozenset[str], batch: int, rows: int, target: Target,
     constants: Mapping[str, Array],
 ) -> UnitForm | None:  # fmt: skip
-    """What matrix units take, if all contractions are for them: constant weights, tiles that are mostly full."""
+    """What matrix units take, if all contractions are for them: tiles that are mostly full."""
     products = [s for s in stages if s.name in contracted]
     if not (target.units and target.tuned and products):
         return None
@@ -195,10 +195,10 @@ def _unit_form(
         return None
     form = UnitForm(0 if True in of_bytes else target.parts)
     for stage in products:
-        extents = (stage.shape[batch:rows], stage.shape[rows:], stage.reduce)
-        height, columns, depth = map(math.prod, extents)
-        given = (height, columns, depth // form.steps)
-        if is_dynamic(stage, constants) or any(n < least for n, least in zip(given, FEWEST, strict=True)):
+        height, columns, depth = map(math.prod, (stage.shape[batch:rows], stage.shape[rows:], stage.reduce))
+        if any(n < least for n, least in zip((height, columns, depth // form.steps), FEWEST, strict=True)):
+            return None
+        if is_dynamic(stage, constants) and (not form.parts or len(products) < 2 or height < ATTENDING):
             return None
     return form
 

@@ -30,6 +30,8 @@ def reads_once(p: Pipeline, stage: Stage) -> bool:
     flat, walk = p.flats[stage.name], walk_of(p, stage)
     lanes = p.target.lanes
     vectors = flat.columns // lanes
+    if p.target.form is not None:
+        return False
     if not p.target.tuned or p.softmax is not None or p.group_size or p.shared_step is not None:
         return False
     if p.tiling.count > 1 or walk.count > 1 or flat.columns % lanes:

@@ -37,6 +37,7 @@ from smartmem.schedule.pipeline import HELD, Pipeline, Region
 from smartmem.schedule.read_once import emit_once, keep_rows, reads_once
 from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
+from smartmem.schedule.units import b_floats
 
 BLOCK = 4096  # columns of a partial sum
 LIGHT = 4  # operations per element that do not hide how long an addition takes
@@ -75,6 +76,7 @@ class RowEmitter:
         self.starts: dict[str, Tables] = {}  # of the contractions whose B is not packed
         self.tiles_at: dict[str, int] = {}  # of contractions whose operand A is packed for matrix units
         self._packed_at: dict[str, int] = {}
+        self._tiles_at: dict[str, int] = {}
         self._slots = 1  # in use, of what scratch holds
         self.mark = self.once = writer.mark()
 
@@ -86,6 +88,16 @@ class RowEmitter:
             width = tile_columns(self.pipeline.target, flat.columns)
             self._packed_at[stage.name] = self.pipeline.reserve(-(-held.columns // width) * width * held.depth)
         return self._packed_at[stage.name]
+
+    def tiles_offset(self, stage: Stage) -> int:
+        """Where in scratch these panels lie as tiles for matrix units."""
+        if stage.name not in self._tiles_at:
+            p, flat = self.pipeline, self.pipeline.flats[stage.name]
+            assert p.target.form is not None
+            width = tile_columns(p.target, flat.columns)
+            size = b_floats(walk_of(p, stage).depth, width, p.target.form)
+            self._tiles_at[stage.name] = p.reserve(-(-flat.columns // width) * size)
+        return self._tiles_at[stage.name]
 
     def keep_slot(self) -> int | None:
         """A new number of what scratch holds from one task to the next (see `HELD`), None if there is no more room."""

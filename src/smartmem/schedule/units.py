@@ -29,6 +29,7 @@ SIDE = 16  # rows and columns of a tile of sums
 TILE = 256  # floats that a tile takes
 TOGETHER = 2  # row tiles that one call takes, so that each tile of B is used twice
 FEWEST = (8, 16, 1)  # rows, columns and tiles along k that are worth it
+ATTENDING = 64  # rows that are worth packing both operands in each call, where two products follow each other
 K_TILES = 24  # along k, that A's tiles and B's panel share L1 for
 
 
@@ -40,6 +41,11 @@ def depth_tiles(depth: int, form: UnitForm) -> int:
 def a_floats(depth: int, form: UnitForm) -> int:
     """Floats of scratch that the operand A of a row tile takes."""
     return depth_tiles(depth, form) * form.tiles * TILE
+
+
+def b_floats(depth: int, width: int, form: UnitForm) -> int:
+    """Floats that a panel of operand B takes."""
+    return depth_tiles(depth, form) * form.tiles * width // SIDE * TILE
 
 
 def k_blocks(depth: int, form: UnitForm) -> int:

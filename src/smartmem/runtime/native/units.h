@@ -45,7 +45,34 @@ SM_INLINE f32v sm_load_sum(const float *p) { return sm_to_float(sm_load_i32((con
 /* `count` floats from step `from` on (a multiple of 16), and zeros up to a multiple of 16. */
 SM_INLINE void sm_store_run(float *row, long from, const float *x, long count, int parts) {
     long k = 0;
+    if (parts == 1 && from % 32 == 0)
+        for (; k + 32 <= count; k += 32) {
+            const __m512bh near = _mm512_cvtne2ps_pbh((__m512)sm_load(x + k + SM_W), (__m512)sm_load(x + k));
+            memcpy(row + (from + k) / 32 * SM_TILE, &near, sizeof near);
+        }
     for (; k + SM_W <= count; k += SM_W) sm_store_parts(row, from + k, sm_load(x + k), parts);
     if (k < count) sm_store_parts(row, from + k, sm_load_n(x + k, count - k, 0.0f), parts);
+}
+
+/* A panel of B, `depth` rows of `vectors` vectors, as tiles: two rows side by side, zeros behind the last one. */
+SM_INLINE void sm_store_panel(float *tiles, const float *panel, long depth, int vectors, int parts) {
+    for (long k = 0; k < depth; k += 2) {
+        float *const at = tiles + k / 32 * parts * vectors * SM_TILE + k % 32 / 2 * SM_W;
+        for (int j = 0; j < vectors; ++j) {
+            f32v x = sm_load(panel + (k * vectors + j) * SM_W);
+            f32v y = k + 1 < depth ? sm_load(panel + ((k + 1) * vectors + j) * SM_W) : sm_splat(0.0f);
+            for (int p = 0; p < parts; ++p) {
+                const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+                const __m512i high = _mm512_slli_epi32(
+                    _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)y)), 16);
+                sm_store(at + (p * vectors + j) * SM_TILE, (f32v)_mm512_or_si512(low, high));
+                x -= (f32v)_mm512_slli_epi32(low, 16);
+                y -= (f32v)high;
+            }
+        }
+    }
+    for (long k = (depth + 1) / 2 * 2; k % 32; k += 2)
+        for (int p = 0; p < parts * vectors; ++p)
+            sm_store(tiles + (k / 32 * parts * vectors + p) * SM_TILE + k % 32 / 2 * SM_W, sm_splat(0.0f));
 }
 #endif
