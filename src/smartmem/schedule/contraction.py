@@ -35,6 +35,7 @@ from smartmem.schedule.roles import multiplies_bytes
 from smartmem.schedule.tile_functions import FEW, ROWS_ACROSS, grouped_tile_function, tile_function
 from smartmem.schedule.tiling import Tiling, tile_columns
 from smartmem.schedule.units import (
+    MOST_FETCHED,
     SIDE,
     TILE,
     TOGETHER,
@@ -142,7 +143,7 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
         with w.loop("n0", end, start, width):
             w.line(f"const float *const bp = {source};")
             if form is not None:
-                _unit_loop(product, form, a_tiles)
+                _unit_loop(product, form, a_tiles, streamed)
             elif product.blocks.count == 1:
                 _tile_loop(product, stride, prefetch)
             else:
@@ -275,7 +276,7 @@ def pack_tiles(e: RowEmitter, stage: Stage) -> int:
     return offset
 
 
-def _unit_loop(product: _Product, form: UnitForm, a_tiles: int) -> None:
+def _unit_loop(product: _Product, form: UnitForm, a_tiles: int, streamed: bool) -> None:
     """All row tiles of the block with one panel, on matrix units."""
     e, finish = product.emitter, product.finish
     p, w, width, depth = e.pipeline, e.writer, product.width, product.walk.depth
@@ -298,16 +299,21 @@ def _unit_loop(product: _Product, form: UnitForm, a_tiles: int) -> None:
         if finish is None or blocked:
             w.line(f"float *const cq = {held};")
 
+        pairs = -(-tiling.group // TOGETHER)
+        panel = steps * form.tiles * product.vectors * TILE
+        fetch = min(MOST_FETCHED, -(-panel // 16 // (pairs * steps))) if streamed else 0
+        ahead = f"bp + {panel} + ((q - g) / {TOGETHER} * {steps}{' + kb' if blocked else ''}) * {16 * fetch}"
+
         def call(ending: Ending | None, count: int, final: bool) -> str:
             vectors = ending.vectors if ending is not None else product.vectors
-            name, text = unit_function(count, vectors, product.vectors, form, ending, final)
+            name, text = unit_function(count, vectors, product.vectors, form, ending, final, fetch)
             p.support[name] = text
             a = f"s + {a_tiles} + (q - g) * {of_tile}{at.format(form.tiles * TILE)}"
             b = f"bp{at.format(form.tiles * product.vectors * TILE)}"
             into = f"{'cq' if finish is None or blocked else '(float *)0'}, {first}"
             if ending is not None:
                 into += f", top, height, {ending.arguments(f'{columns} - n0')}"
-            return f"{name}({a}, {of_tile}, {b}, {rest}, {into});"
+            return f"{name}({a}, {of_tile}, {b}, {rest}, {ahead if fetch else b}, {into});"
 
         def calls(ending: Ending | None, final: bool = True) -> None:
             w.line(f"if (pair) {call(ending, 2, final)}")

@@ -30,6 +30,7 @@ TILE = 256  # floats that a tile takes
 TOGETHER = 2  # row tiles that one call takes, so that each tile of B is used twice
 FEWEST = (8, 16, 1)  # rows, columns and tiles along k that are worth it
 ATTENDING = 64  # rows that are worth packing both operands in each call, where two products follow each other
+MOST_FETCHED = 16  # cache lines for each step: a tile of A or B is as many
 K_TILES = 24  # along k, that A's tiles and B's panel share L1 for
 
 
@@ -101,15 +102,17 @@ def pack_lines(walk: Walk, form: UnitForm, table: int, step: int | None) -> list
 
 
 def unit_function(
-    count: int, vectors: int, panel: int, form: UnitForm, ending: Ending | None, final: bool
+    count: int, vectors: int, panel: int, form: UnitForm, ending: Ending | None, final: bool, fetch: int
 ) -> tuple[str, str]:
     """Name and text of the function for `count` row tiles and `vectors` vectors of columns of a panel of so many.
 
     It goes on with the sums in `c`, [row tile][16][panel], unless they are the `first`; there it leaves them, as floats
     if they are `final`, or they go through an `ending`: then there are `top` rows in the first tile and `rows` in all.
+    In each step it fetches `fetch` cache lines of what comes `next`.
     """
     kind = f"bf16x{form.parts}" if form.parts else "bytes"
     name, into, width = f"sm_units_{kind}_{count}x{vectors}of{panel}", "float *c, int first", panel * SIDE
+    name += f"_p{fetch}" if fetch else ""
     places = [(i, j) for i in range(count) for j in range(vectors)]
     sums = [f"c + {i * SIDE * width + j * SIDE}, {4 * width}" for i, j in places]
     zeros = " ".join(f"_tile_zero({k});" for k in range(len(places)))
@@ -125,17 +128,22 @@ def unit_function(
     elif final and not form.parts:
         name += "_final"
         end += [f"for (long k = 0; k < {count * SIDE * width}; k += SM_W) sm_store(c + k, sm_load_sum(c + k));"]
-    body = "\n".join(f"        {line}" for line in _step_lines(count, vectors, panel, form))
+    steps = _step_lines(count, vectors, panel, form)
+    if fetch:
+        ahead = [f"__builtin_prefetch(next + {16 * line}, 0, 2);" for line in range(fetch)]
+        steps = [*ahead, f"next += {16 * fetch};", *steps]
+    body = "\n".join(f"        {line}" for line in steps)
     finish = "\n".join(line if line.startswith("#") else f"    {line}" for line in end)
     text = f"""\
 /* Sums of {count} x {vectors} tiles over `steps` tiles of k; tiles of A lie `skip` floats apart. */
-static __attribute__((noinline)) void {name}(const float *a, long skip, const float *b, long steps, {into}) {{
+static __attribute__((noinline)) void {name}(const float *a, long skip, const float *b, long steps,
+                                             const float *next, {into}) {{
     if (first) {{
         {zeros}
     }} else {{
         {begun}
     }}
-    (void)skip;
+    (void)skip, (void)next;
     for (long k = 0; k < steps; ++k, a += {form.tiles * TILE}, b += {form.tiles * panel * TILE}) {{
 {body}
     }}
