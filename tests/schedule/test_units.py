@@ -163,6 +163,8 @@ def test_floats_stay_floats_unless_they_may_not() -> None:
     assert "sm_units_begin" in text_of(proto, "bf16")
     few = [product(4, 64, 64), product(64, 24, 64), product(64, 64, 8)]
     assert not any("sm_units_begin" in text_of(proto, "bf16") for proto in few)
+    (kernel,) = build_program(product(64, 64, 64), march=WITH_UNITS, precision="bf16x3").report["kernels"]
+    assert "on matrix units, operands as 2 bfloat16 for a float" in kernel["notes"]
 
 
 def test_tiles_of_operand_b() -> None:
@@ -196,5 +198,5 @@ def test_a_file_names_the_units_it_needs(tmp_path: Path, monkeypatch: pytest.Mon
         assert error(again(x), x @ normal(0, 64, 64)) < 1e-2
     monkeypatch.setattr(matrix_units, "permitted", lambda: False)
     api.load(plain).close()
-    with pytest.raises(RuntimeFailure, match="gives no access to matrix units"):
+    with pytest.raises(RuntimeFailure, match="no access to the matrix units"):
         smartmem.load(file)

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import sys
 
-FEATURES = ("amx_tile", "amx_bf16", "amx_int8")  # as /proc/cpuinfo names them
+FEATURES = frozenset(("amx_tile", "amx_bf16", "amx_int8"))  # as /proc/cpuinfo names them
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # system call, its operation, the register state
 
 

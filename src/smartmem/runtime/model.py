@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from smartmem.errors import InputError, RuntimeFailure
+from smartmem.runtime import matrix_units
 from smartmem.runtime.arrays import Array, aligned_empty, dtype_of, readable, working_memory
 from smartmem.runtime.artifact import HostStep, NativeStep, Program
 from smartmem.runtime.compiled import CompiledModel, StepTime
@@ -58,10 +59,15 @@ class Model(CompiledModel):
 
         Raises:
             InputError: `threads` is not positive.
-            RuntimeFailure: the library cannot be loaded.
+            RuntimeFailure: the library cannot be loaded, or the system keeps matrix units from it.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: give a positive number, or none for one per core")
+        if not matrix_units.FEATURES.isdisjoint(features) and not matrix_units.permitted():
+            raise RuntimeFailure(
+                f"{program.name}: this system gives no access to the matrix units (AMX) that it was compiled for; "
+                "compile it with --march icelake-server"
+            )
         super().__init__(program)
         self.library = library
         self.threads = threads or default_threads()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smartmem.errors import RuntimeFailure
-from smartmem.runtime import archive, matrix_units, tensorfile
+from smartmem.runtime import archive, tensorfile
 from smartmem.runtime import march as isa
 from smartmem.runtime.archive import Archive
 from smartmem.runtime.arrays import Array, dtype_of
@@ -199,8 +199,4 @@ def _check_machine(path: Path, march: str, family: str, features: list[str]) -> 
     if missing := isa.missing_features(features):
         raise RuntimeFailure(
             f"{path}: made for {march}, this CPU lacks {', '.join(missing)}; compile it with another --march"
-        )
-    if set(matrix_units.FEATURES) & set(features) and not matrix_units.permitted():
-        raise RuntimeFailure(
-            f"{path}: the system gives no access to matrix units (AMX); compile it with --precision fp32"
         )

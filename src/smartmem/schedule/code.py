@@ -51,6 +51,9 @@ class UnitForm:
 
     parts: int
 
+    def __str__(self) -> str:
+        return {0: "bytes", 1: "bfloat16"}.get(self.parts, f"{self.parts} bfloat16 for a float")
+
     @property
     def steps(self) -> int:
         """Floats along k of one row of a tile, whose 64 bytes are 32 bfloat16, or four times 16 bytes."""

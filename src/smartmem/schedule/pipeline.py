@@ -175,6 +175,8 @@ def prepare(
     pipeline.constants = constants
     pipeline.shared_step = _shared_step(pipeline)
     note_divisions(pipeline)
+    if target.form is not None:
+        pipeline.notes.append(f"on matrix units, operands as {target.form}")
     if pipeline.softmax is not None:
         pipeline.key_block = key_block(pipeline)
     pipeline.tiling = tiling(pipeline)
