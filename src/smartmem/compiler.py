@@ -37,7 +37,7 @@ def build_program(
         shapes: shapes of inputs that have symbolic dimensions.
         level: "naive", "fuse", "eliminate", "layout" or "full".
         march: instruction set, as the C compiler names it.
-        precision: of products on matrix units, "fp32", "bf16x3" or "bf16" (`device.PARTS`).
+        precision: of products on matrix units (level "full"), "fp32", "bf16x3" or "bf16" (`device.PARTS`).
         progress: called with (phase, done, total).
 
     Raises:
@@ -59,6 +59,7 @@ def build_program(
     module = run_passes(graph, level, bytes_pay=target.tuned and target.dot4, units=target.parts > 0)
     program = assemble(module, target, level, march, progress)
     fill_report(program, module, fates)
+    program.report["precision"] = precision
     return program
 
 
@@ -82,6 +83,7 @@ def build_device_program(
     module, storages, target, fates = device_module(model, shapes, level, device, options, progress)
     program = assemble_device(module, storages, target, level, progress)
     fill_report(program, module, fates)
+    program.report["precision"] = options.precision
     return program
 
 

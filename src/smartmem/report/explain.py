@@ -2,7 +2,7 @@
 
 In: `Program.report`, a JSON object with the keys
 
-    model, level
+    model, level, precision
     layout    [{node, op, shape, fate: load | store | folded | copy | host, reason,
                 places: [{kernel, access: load | store, tensor, before, after, axes}]}]
     kernels   [{name, family, shape, flops, bytes, copy, origin: [node …], notes: [text …]}]
@@ -63,7 +63,9 @@ def with_levels(report: Mapping[str, Any], totals: Mapping[str, Mapping[str, int
 
 
 def _sections(report: Mapping[str, Any], verbose: bool) -> Iterator[RenderableType]:
-    yield Text(f"{report.get('model', 'model')}, level {report.get('level', '?')}", style="bold")
+    precision = report.get("precision", "fp32")
+    words = [str(report.get("model", "model")), f"level {report.get('level', '?')}", precision]
+    yield Text(", ".join(words if precision != "fp32" else words[:-1]), style="bold")
     if entries := report.get("layout"):
         yield Text(f"\nLayout operators of the input: {len(entries)}", style="bold")
         if verbose:

@@ -283,55 +283,51 @@ def _unit_loop(product: _Product, form: UnitForm, a_tiles: int, streamed: bool) 
     tiling, columns = p.tiling, product.flat.columns
     of_tile, steps, together = a_floats(depth, form), depth_tiles(depth, form), k_blocks(depth, form)
     blocked = together < steps
-    at, first, last, rest = "", "1", "1", str(steps)
+    first, final, count = ("kb == 0", f"kb + {together} >= {steps}", "steps") if blocked else ("1", "", str(steps))
+    # Each pair of row tiles asks for its part of what comes after the panel.
+    panel = steps * form.tiles * product.vectors * TILE
+    pairs = -(-tiling.group // TOGETHER)
+    fetch = min(MOST_FETCHED, -(-panel // 16 // (pairs * steps))) if streamed else 0
+    ahead = f"bp + {panel} + ((q - g) / {TOGETHER} * {steps}{' + kb' if blocked else ''}) * {16 * fetch}"
     with ExitStack() as opened:
         if blocked:
             opened.enter_context(w.loop("kb", steps, 0, together))
-            at, first, last = " + kb * {}", "kb == 0", f"kb + {together} >= {steps}"
             w.line(f"const long steps = kb + {together} < {steps} ? {together} : {steps} - kb;")
-            rest = "steps"
         opened.enter_context(w.loop("q", "h", "g", TOGETHER))
         w.line(f"const long i = {tiling.start('q')} - m0, pair = q + 1 < h;")
         w.line(
             f"const long top = {tiling.rows_of('q')}, height = (q + 2 < h ? {tiling.start('(q + 2)')} - m0 : rows) - i;"
         )
         held = f"c + (q - g) * {SIDE * width}" if blocked else "c"
-        if finish is None or blocked:
+        keeps = finish is None or blocked
+        if keeps:
             w.line(f"float *const cq = {held};")
 
-        pairs = -(-tiling.group // TOGETHER)
-        panel = steps * form.tiles * product.vectors * TILE
-        fetch = min(MOST_FETCHED, -(-panel // 16 // (pairs * steps))) if streamed else 0
-        ahead = f"bp + {panel} + ((q - g) / {TOGETHER} * {steps}{' + kb' if blocked else ''}) * {16 * fetch}"
+        def from_block(of_step: int) -> str:
+            return f" + kb * {of_step}" if blocked else ""
 
-        def call(ending: Ending | None, count: int, final: bool) -> str:
+        def call(ending: Ending | None, tiles: int, is_final: bool) -> str:
             vectors = ending.vectors if ending is not None else product.vectors
-            name, text = unit_function(count, vectors, product.vectors, form, ending, final, fetch)
+            name, text = unit_function(tiles, vectors, product.vectors, form, ending, is_final, fetch)
             p.support[name] = text
-            a = f"s + {a_tiles} + (q - g) * {of_tile}{at.format(form.tiles * TILE)}"
-            b = f"bp{at.format(form.tiles * product.vectors * TILE)}"
-            into = f"{'cq' if finish is None or blocked else '(float *)0'}, {first}"
+            a = f"s + {a_tiles} + (q - g) * {of_tile}{from_block(form.tiles * TILE)}"
+            b = f"bp{from_block(form.tiles * product.vectors * TILE)}"
+            into = f"{'cq' if keeps else '(float *)0'}, {first}"
             if ending is not None:
                 into += f", top, height, {ending.arguments(f'{columns} - n0')}"
-            return f"{name}({a}, {of_tile}, {b}, {rest}, {ahead if fetch else b}, {into});"
+            return f"{name}({a}, {of_tile}, {b}, {count}, {ahead if fetch else b}, {into});"
 
-        def calls(ending: Ending | None, final: bool = True) -> None:
-            w.line(f"if (pair) {call(ending, 2, final)}")
-            w.line(f"else {call(ending, 1, final)}")
+        def calls(ending: Ending | None, is_final: bool = True) -> None:
+            w.line(f"if (pair) {call(ending, 2, is_final)}")
+            w.line(f"else {call(ending, 1, is_final)}")
 
-        if finish is not None:
-            with ExitStack() as final:
-                if blocked:
-                    final.enter_context(w.block(f"if ({last})"))
-                _finishing_tiles(w, Ending(finish, product.vectors), columns, p.target.lanes, calls)
-            if blocked:
-                with w.block("else"):
-                    calls(None, final=False)
-            return
         if blocked:
-            with w.block(f"if (!({last}))"):
-                calls(None, final=False)
+            with w.block(f"if (!({final}))"):
+                calls(None, is_final=False)
                 w.line("continue;")
+        if finish is not None:
+            _finishing_tiles(w, Ending(finish, product.vectors), columns, p.target.lanes, calls)
+            return
         calls(None)
         with w.loop("of", "height"):
             w.line("const long r = i + of, m = m0 + r, y = of < top ? of : of - top + 16;")

@@ -45,11 +45,16 @@ SM_INLINE f32v sm_load_sum(const float *p) { return sm_to_float(sm_load_i32((con
 /* `count` floats from step `from` on (a multiple of 16), and zeros up to a multiple of 16. */
 SM_INLINE void sm_store_run(float *row, long from, const float *x, long count, int parts) {
     long k = 0;
-    if (parts == 1 && from % 32 == 0)
+    if (parts == 1) { /* whole rows of a tile at once */
+        if (from % 32 && count >= SM_W) {
+            sm_store_parts(row, from, sm_load(x), 1);
+            k = SM_W;
+        }
         for (; k + 32 <= count; k += 32) {
             const __m512bh near = _mm512_cvtne2ps_pbh((__m512)sm_load(x + k + SM_W), (__m512)sm_load(x + k));
             memcpy(row + (from + k) / 32 * SM_TILE, &near, sizeof near);
         }
+    }
     for (; k + SM_W <= count; k += SM_W) sm_store_parts(row, from + k, sm_load(x + k), parts);
     if (k < count) sm_store_parts(row, from + k, sm_load_n(x + k, count - k, 0.0f), parts);
 }
