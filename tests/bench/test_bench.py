@@ -416,3 +416,12 @@ def test_real_workers(tmp_path, monkeypatch):
     assert row.relative_error == 0.0
     assert row.kernels
     assert other.median_ms is not None or "pip install openvino" in other.error
+
+
+def test_precisions_of_peers() -> None:
+    """Who takes floats for bfloat16 has a row for it beside the one in fp32, which all have; GPUs' peers have each."""
+    given = Options(precisions=("fp32", "bf16x3", "bf16"))
+    assert run._precisions("openvino", given) == ["", "bf16"]
+    assert run._precisions("onnxruntime", given) == [""]
+    assert run._precisions("torch-cuda", Options(precisions=("fp32", "fp16"))) == ("fp32", "fp16")
+    assert run._precisions("openvino", Options(precisions=("fp16",))) == [""]

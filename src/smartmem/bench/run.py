@@ -114,22 +114,29 @@ def _rows(options: Options, on_device: bool, threads: int, folder: Path) -> tupl
     levels = sorted(dict.fromkeys(options.levels), key=LEVELS.index, reverse=True)
     everything = [name for name in PEERS if (name in GPU_PEERS) == on_device] if ALL in options.against else []
     peers = [name for name in PEERS if name in options.against or name in everything]
-    on_cpu = ["" if precision == "fp32" else precision for precision in options.precisions]
     rows: list[Row] = []
     missing: dict[str, str] = {}
     for name in ([SMARTMEM] if levels else []) + ([FLOOR] if options.floor else []) + peers:
         row = Row("", name)
         Runner(row, Case("", Path()), folder / name, options, threads).version()
         if name == SMARTMEM:
-            memories = options.memories if on_device else [""]
-            placements = [(m, p) for p in (options.precisions if on_device else on_cpu) for m in memories]
+            if on_device:
+                placements = [(m, p) for p in options.precisions for m in options.memories]
+            else:
+                placements = [("", "" if p == "fp32" else p) for p in options.precisions]
             rows += [replace(row, level=each, memory=m, precision=p) for each in levels for m, p in placements]
         elif row.error and name in everything and name not in options.against:
             missing[name] = row.error
         else:
-            several = options.precisions if name in GPU_PEERS else [p for p in on_cpu if name in BF16_PEERS or not p]
-            rows += [replace(row, precision=p) for p in several if p != "bf16x3"]
+            rows += [replace(row, precision=p) for p in _precisions(name, options)]
     return rows, missing
+
+
+def _precisions(peer: str, options: Options) -> Sequence[str]:
+    """The precisions that a peer has a row for; fp32 is "" on the CPU."""
+    if peer in GPU_PEERS:
+        return options.precisions
+    return ["", *(p for p in options.precisions if p == "bf16" and peer in BF16_PEERS)]
 
 
 def _cases(options: Options, names: Sequence[str]) -> Iterable[Case]:
