@@ -19,10 +19,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smartmem.kernel.stage import Stage
-from smartmem.schedule.contraction import b_pointer, call_tile, epilogue_row, row_pointers
+from smartmem.schedule.contraction import call_tile
 from smartmem.schedule.operand_a import walk_of
 from smartmem.schedule.operand_b import emit_pack
 from smartmem.schedule.pipeline import Region
+from smartmem.schedule.product import b_pointer, epilogue_row, row_pointers
 from smartmem.schedule.tile_functions import tile_function
 from smartmem.schedule.tiling import tile_columns
 

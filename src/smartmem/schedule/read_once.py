@@ -16,9 +16,9 @@ from smartmem.kernel.expr import Choose, Expr, loads
 from smartmem.kernel.expr import walk as walk_expr
 from smartmem.kernel.stage import Stage, reindex
 from smartmem.schedule.b_starts import Tables, find_starts, keep_starts
-from smartmem.schedule.contraction import epilogue_row, row_pointers
 from smartmem.schedule.flatten import B, Flat, K, M, N
 from smartmem.schedule.operand_a import operands, walk_of
+from smartmem.schedule.product import epilogue_row, row_pointers
 
 if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline

@@ -26,7 +26,7 @@ from smartmem.kernel.stage import Stage, tensors_read
 from smartmem.schedule.b_starts import Tables
 from smartmem.schedule.band import emit_band
 from smartmem.schedule.code import Arguments
-from smartmem.schedule.contraction import emit_contraction, pack_tiles
+from smartmem.schedule.contraction import emit_contraction
 from smartmem.schedule.flatten import B, Flat, M, N, flat_address
 from smartmem.schedule.key_blocks import emit_key_blocks
 from smartmem.schedule.nest import combined, initial, store_vector
@@ -37,6 +37,7 @@ from smartmem.schedule.pipeline import HELD, Pipeline, Region
 from smartmem.schedule.read_once import emit_once, keep_rows, reads_once
 from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
+from smartmem.schedule.unit_loop import pack_tiles
 from smartmem.schedule.units import b_floats
 
 BLOCK = 4096  # columns of a partial sum

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from smartmem.schedule.finish import Ending
 
@@ -68,18 +69,11 @@ def b_tiles(panels: Array, form: UnitForm) -> Array:
     rest = np.moveaxis(pairs, (-4, -3, -2, -1), (-3, -1, -4, -2))  # steps, columns/16, k%32/2, columns%16, k%2
     found = []
     for _ in range(form.parts):
-        bits = _bfloat16(rest)
-        found.append(bits)
-        rest = rest - (bits.astype(np.uint32) << 16).view(np.float32)
+        nearest = rest.astype(bfloat16)
+        found.append(nearest)
+        rest = rest - nearest.astype(np.float32)
     stacked = np.stack(found, axis=len(lead) + 1)
     return np.ascontiguousarray(stacked).view(np.float32)[..., 0]
-
-
-def _bfloat16(values: Array) -> Array:
-    """The bits of the nearest bfloat16, ties to even; values that are not finite stay so."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isfinite(values), rounded, bits >> 16).astype(np.uint16)
 
 
 def pack_lines(walk: Walk, form: UnitForm, table: int, step: int | None) -> list[str]:
