@@ -192,8 +192,10 @@ class Emitter:
         step = along(address, lane.axis, lane.extent, lane.width).stride
         if step == 0:
             return self.name(f"{pointer}[{where}]", dtype, False)
-        if step is None and dtype == np.float32 and (gathered := self._gathered(pointer, address)) is not None:
-            return gathered
+        if step is None and dtype == np.float32:
+            found = self._repeated(pointer, address) or self._gathered(pointer, address)
+            if found is not None:
+                return found
         if step is None or (step != 1 and dtype == np.bool_):
             return self._load_irregular(pointer, address, dtype)
         if dtype == np.bool_:
@@ -220,6 +222,23 @@ class Emitter:
             return c_lin(value, axes)
         name = self.writer.hoist(mark, c_lin(outer, axes))
         return name if within == Lin() else f"{name} + {c_lin(within, axes)}"
+
+    def _repeated(self, pointer: str, address: Lin) -> Value | None:
+        """A vector of few elements, each in several lanes one after the other, None where it is something else."""
+        lane = self.context.lane
+        assert lane is not None
+        _, moving = split_by(address, {lane.axis})
+        if lane.count or len(moving.terms) != 1:
+            return None
+        ((stride, digit),) = moving.terms
+        times = digit.lo
+        if digit.axis != lane.axis or stride != 1 or times == 1 or lane.width % times:
+            return None
+        count = lane.width // times
+        if digit.ext * times != lane.extent and digit.ext % count:
+            return None
+        each = f"sm_iota() / sm_splat_i({times})"
+        return self.name(f"sm_lookup({pointer} + {self.address(address)}, {count}, {each})", np.dtype(np.float32), True)
 
     def _gathered(self, pointer: str, address: Lin) -> Value | None:
         """A vector of elements at one index each, None where more than an index moves along the lane."""

@@ -14,6 +14,9 @@ from smartmem.layout.storage import Storage
 Array = np.ndarray[Any, Any]
 
 
+CALLS = 256  # of a kernel's function, enough for threads to share its work evenly
+
+
 @dataclass
 class KernelCode:
     """Generated code of one kernel.
@@ -22,7 +25,6 @@ class KernelCode:
         text: the body of the C function (``void f(void *const *args, long begin, long end, void *scratch)``).
         buffers: slot names in argument order; the last one is written.
         tasks: how many independent tasks the body can be asked for.
-        grain: tasks to hand out at once.
         scratch: bytes of thread-private scratch.
         weights: packed constants that the kernel reads, by slot name.
         family: name of the schedule.
@@ -33,12 +35,17 @@ class KernelCode:
     text: str
     buffers: list[str]
     tasks: int
-    grain: int = 1
+
     scratch: int = 0
     weights: dict[str, Array] = field(default_factory=dict)
     family: str = ""
     notes: list[str] = field(default_factory=list)
     support: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def grain(self) -> int:
+        """Tasks to hand out at once: calls cost time, and so does waiting for what was stored past the caches."""
+        return max(1, self.tasks // CALLS)
 
 
 STREAMED = 8  # times L2: what is larger comes from main memory in every call

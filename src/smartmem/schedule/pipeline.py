@@ -31,6 +31,7 @@ from smartmem.schedule.read_once import reads_once
 from smartmem.schedule.roles import Aligned, expr_axes, factors, is_contraction, multiplies_bytes, permuted
 from smartmem.schedule.row_blocks import key_block, tiling
 from smartmem.schedule.tiling import Tiling, tile_columns
+from smartmem.schedule.unit_band import UnitBand, unit_band
 from smartmem.schedule.units import ATTENDING, FEWEST
 
 Array = np.ndarray[Any, Any]
@@ -85,6 +86,7 @@ class Pipeline:
         bands: of the local tensors that are windows of an image which overlap (see `band`).
         shared_step: by how many floats operand A moves from one batch entry to the next where all entries use the same
             row pointers; a task then takes its rows through a range of entries. None: each entry has its own.
+        unit_band: of the operand A of a convolution on matrix units, where windows overlap (see `unit_band`).
     """
 
     kernel: Kernel
@@ -104,6 +106,7 @@ class Pipeline:
     key_block: int = 0
     bands: dict[str, Band] = field(default_factory=dict)
     shared_step: int | None = None
+    unit_band: UnitBand | None = None
     scratch: int = 0
     support: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -174,6 +177,7 @@ def prepare(
     pipeline.regions = _regions(pipeline)
     pipeline.constants = constants
     pipeline.shared_step = _shared_step(pipeline)
+    pipeline.unit_band = _unit_band(pipeline)
     note_divisions(pipeline)
     if target.form is not None:
         pipeline.notes.append(f"on matrix units, operands as {target.form}")
@@ -203,6 +207,14 @@ def _unit_form(
         if is_dynamic(stage, constants) and (not form.parts or len(products) < 2 or height < ATTENDING):
             return None
     return form
+
+
+def _unit_band(pipeline: Pipeline) -> UnitBand | None:
+    """The band of the first region's contraction, if there is no other and it goes to matrix units."""
+    form, first = pipeline.target.form, pipeline.regions[0].contraction
+    if form is None or first is None or pipeline.batches > 1 or len(pipeline.contractions()) > 1:
+        return None
+    return unit_band(first, walk_of(pipeline, first), pipeline.storages, pipeline.rows, form)
 
 
 def softmax_of(stages: list[Stage], rows: int) -> Softmax | None:

@@ -159,14 +159,19 @@ def _branch_pointers(e: RowEmitter, walk: Walk, axes: Axes) -> str:
             return text + base
         text += f"{c_guards(branch.guards, axes)} ? {base} : "
     count = (p.target.lanes if p.group_size else walk.run) + (p.shared_step or 0) * (p.batches - 1)
+    return text + outside(p, walk, count)
+
+
+def outside(pipeline: Pipeline, walk: Walk, count: int) -> str:
+    """C expression for so many floats of what operand A is where no guards hold."""
     if walk.fill:
         bits = int(np.float32(walk.fill).view(np.uint32))
         name, values = f"sm_fill_{bits:08x}_{count}", f" = {{{', '.join([hex(bits)] * count)}}}"
-        p.support[name] = f"static const uint32_t {name}[{count}]{values};\n"
-        return text + f"(const float *){name}"
+        pipeline.support[name] = f"static const uint32_t {name}[{count}]{values};\n"
+        return f"(const float *){name}"
     name = f"sm_zeros_{count}"
-    p.support[f"zeros{count}"] = f"static const float {name}[{count}];\n"
-    return text + name
+    pipeline.support[f"zeros{count}"] = f"static const float {name}[{count}];\n"
+    return name
 
 
 def b_pointer(e: RowEmitter, stage: Stage, flat: Flat, walk: Walk, width: int) -> tuple[str, int, bool]:

@@ -12,6 +12,8 @@ from smartmem.kernel.stage import Stage
 from smartmem.schedule.operand_a import walk_of
 from smartmem.schedule.operand_b import is_dynamic
 from smartmem.schedule.tiling import Tiling, tile_columns, tile_rows
+from smartmem.schedule.unit_band import LINES, UnitBand
+from smartmem.schedule.units import SIDE
 
 if TYPE_CHECKING:
     from smartmem.schedule.pipeline import Pipeline
@@ -36,6 +38,8 @@ def tiling(pipeline: Pipeline) -> Tiling:
         return Tiling(height, 1, min(32, height))
     columns = [pipeline.flats[s.name].columns for s in contracted]
     rows = tile_rows(pipeline.target, height, columns, pipeline.group_size)
+    if pipeline.unit_band is not None:
+        return _lines(pipeline.unit_band, height, pipeline.target.l2 // 2)
     streamed = _streams(pipeline)
     halves = 2 * TALL_BLOCK <= height < TALL and divides(pipeline) and not streamed
     while halves and pipeline.target.form is None and -(-height // rows) % 2:
@@ -53,6 +57,16 @@ def tiling(pipeline: Pipeline) -> Tiling:
         wanted = -(-count // 2)
     group = max(1, min(fitting, wanted, count))
     return Tiling(height, rows, -(-count // -(-count // group)))
+
+
+def _lines(band: UnitBand, height: int, most: int) -> Tiling:
+    """Tiles within lines of pixels, and as many lines in a block as fit `most` bytes, up to an eighth of all."""
+    width, lines = band.x.rows, band.y.rows
+    wanted = max(1, min(LINES, lines // LINES if height >= TALL else lines // 2))
+    while wanted > 1 and 4 * band.floats(wanted) > most:
+        wanted -= 1
+    per_block, tiles = -(-lines // -(-lines // wanted)), -(-width // SIDE)
+    return Tiling(height, -(-width // tiles), tiles * per_block, width)
 
 
 def key_block(pipeline: Pipeline) -> int:

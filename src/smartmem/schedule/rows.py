@@ -103,7 +103,7 @@ def _emit(pipeline: Pipeline) -> KernelCode:
     emitter.function()
     family = _family(pipeline)
     return KernelCode(
-        writer.text(), arguments.buffers, task.count, 1, 4 * (HELD + pipeline.scratch), packed.weights, family,
+        writer.text(), arguments.buffers, task.count, 4 * (HELD + pipeline.scratch), packed.weights, family,
         pipeline.notes, pipeline.support,
     )  # fmt: skip
 

@@ -48,19 +48,30 @@ def tile_rows(target: Target, height: int, columns: list[int], group_size: int) 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Rows in tiles of `rows` and `rows - 1`, the taller ones first, and tiles in blocks of `group`."""
+    """Rows in tiles of `rows` and `rows - 1`, the taller ones first, and tiles in blocks of `group`.
+
+    With a `line` no tile goes beyond a multiple of so many rows: the last one before it has what is left.
+    """
 
     height: int
     rows: int
     group: int
+    line: int = 0
 
     @property
     def count(self) -> int:
+        if self.line:
+            return self.height // self.line * self.per_line
         return -(-self.height // self.rows)
 
     @property
+    def per_line(self) -> int:
+        """Tiles of a line."""
+        return -(-self.line // self.rows)
+
+    @property
     def tall(self) -> int:
-        """How many tiles have `rows` rows; the others have one row less."""
+        """How many tiles have `rows` rows, if all of them have, or the others have one row less."""
         return self.height - self.count * (self.rows - 1)
 
     @property
@@ -72,8 +83,15 @@ class Tiling:
         """First row of a tile, as C."""
         if self.tall == self.count:
             return f"{tile} * {self.rows}" if self.rows > 1 else tile
+        if self.line:
+            return f"({tile} / {self.per_line} * {self.line} + {tile} % {self.per_line} * {self.rows})"
         return f"({tile} * {self.rows - 1} + ({tile} < {self.tall} ? {tile} : {self.tall}))"
 
     def rows_of(self, tile: str) -> str:
         """Rows of a tile, as C."""
-        return str(self.rows) if self.tall == self.count else f"{tile} < {self.tall} ? {self.rows} : {self.rows - 1}"
+        if self.tall == self.count:
+            return str(self.rows)
+        if self.line:
+            rest = self.line - (self.per_line - 1) * self.rows
+            return f"{tile} % {self.per_line} == {self.per_line - 1} ? {rest} : {self.rows}"
+        return f"{tile} < {self.tall} ? {self.rows} : {self.rows - 1}"

@@ -9,7 +9,9 @@ from smartmem.kernel.stage import Stage
 from smartmem.schedule.code import UnitForm
 from smartmem.schedule.finish import Ending
 from smartmem.schedule.operand_a import even_step, walk_of
-from smartmem.schedule.product import Product, epilogue_row, finishing_tiles, row_pointers
+from smartmem.schedule.product import Product, epilogue_row, finishing_tiles, outside, row_pointers
+from smartmem.schedule.unit_band import pack_band
+from smartmem.schedule.unit_band import table as step_table
 from smartmem.schedule.units import (
     MOST_FETCHED,
     SIDE,
@@ -32,6 +34,8 @@ def pack_tiles(e: RowEmitter, stage: Stage) -> int:
     flat, walk = p.flats[stage.name], walk_of(p, stage)
     tiling, form = p.tiling, p.target.form
     assert form is not None
+    if p.unit_band is not None:
+        return pack_band(e, p.unit_band, outside(p, walk, p.unit_band.channels), form)
     of_tile = a_floats(walk.depth, form)
     offset = p.reserve(tiling.group * of_tile)
     with w.block(""):
@@ -54,6 +58,8 @@ def unit_loop(product: Product, form: UnitForm, a_tiles: int, streamed: bool) ->
     of_tile, steps, together = a_floats(depth, form), depth_tiles(depth, form), k_blocks(depth, form)
     blocked = together < steps
     first, final, count = ("kb == 0", f"kb + {together} >= {steps}", "steps") if blocked else ("1", "", str(steps))
+    band = p.unit_band
+    table = step_table(p.support, band.steps) if band is not None else ""
     # Each pair of row tiles asks for its part of what comes after the panel.
     panel = steps * form.tiles * product.vectors * TILE
     pairs = -(-tiling.group // TOGETHER)
@@ -69,6 +75,10 @@ def unit_loop(product: Product, form: UnitForm, a_tiles: int, streamed: bool) ->
         end = f"(q + {TOGETHER} < h ? {tiling.start(f'(q + {TOGETHER})')} - m0 : rows)"
         w.line(f"const long height = {end} - i;")
         held = f"c + (q - g) * {SIDE * width}" if blocked else "c"
+        if band is not None:
+            at = f"s + {a_tiles} + {band.place(tiling.start('q'))}"
+            w.line(f"const float *const aq = {at}, *const ar = s + {a_tiles} + {band.place(tiling.start('(q + 1)'))};")
+            w.line("(void)ar;")
         keeps = finish is None or blocked
         if keeps:
             w.line(f"float *const cq = {held};")
@@ -78,14 +88,17 @@ def unit_loop(product: Product, form: UnitForm, a_tiles: int, streamed: bool) ->
 
         def call(ending: Ending | None, tiles: int, is_final: bool) -> str:
             vectors = ending.vectors if ending is not None else product.vectors
-            name, text = unit_function(tiles, vectors, product.vectors, form, ending, is_final, fetch)
+            apart = band.x.step * band.pitch if band is not None else 0
+            name, text = unit_function(tiles, vectors, product.vectors, form, ending, is_final, fetch, apart)
             p.support[name] = text
-            a = f"s + {a_tiles} + (q - g) * {of_tile}{from_block(form.tiles * TILE)}"
+            a = f"s + {a_tiles} + (q - g) * {of_tile}{from_block(form.tiles * TILE)}, {of_tile}"
+            if band is not None:
+                a = f"aq, {table}{from_block(1)}, ar - aq"
             b = f"bp{from_block(form.tiles * product.vectors * TILE)}"
             into = f"{'cq' if keeps else '(float *)0'}, {first}"
             if ending is not None:
                 into += f", top, height, {ending.arguments(f'{columns} - n0')}"
-            return f"{name}({a}, {of_tile}, {b}, {count}, {ahead if fetch else b}, {into});"
+            return f"{name}({a}, {b}, {count}, {ahead if fetch else b}, {into});"
 
         def calls(ending: Ending | None, is_final: bool = True) -> None:
             w.line(f"if (pair) {call(ending, TOGETHER, is_final)}")

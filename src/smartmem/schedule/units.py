@@ -82,23 +82,26 @@ def pack_lines(walk: Walk, form: UnitForm, table: int, step: int | None) -> list
     of_segment = f"a[q_of * {table} + r]" if step is None else f"a[r] + q_of * {step}"
     each = f"for (long q_of = 0; q_of < {walk.count}; ++q_of)"
     if walk.count == 1:
-        lines = [f"sm_store_run(to, 0, a[r], {run}, {parts});"]
+        lines = [f"sm_store_run(to, 0, a[r], {run}, {parts}, {TILE});"]
     elif run % SIDE == 0:
-        lines = [each, f"    sm_store_run(to, q_of * {run}, {of_segment}, {run}, {parts});"]
+        lines = [each, f"    sm_store_run(to, q_of * {run}, {of_segment}, {run}, {parts}, {TILE});"]
     else:
         lines = [f"float side_by_side[{depth}];"]
         lines += [each, f"    sm_copy(side_by_side + q_of * {run}, {of_segment}, {run});"]
-        lines += [f"sm_store_run(to, 0, side_by_side, {depth}, {parts});"]
+        lines += [f"sm_store_run(to, 0, side_by_side, {depth}, {parts}, {TILE});"]
     whole = -(-depth // SIDE) * SIDE
     if whole % form.steps:
-        lines += [f"sm_store_parts(to, {whole}, sm_splat(0.0f), {parts});"]
+        lines += [f"sm_store_parts(to, {whole}, sm_splat(0.0f), {parts}, {TILE});"]
     return lines
 
 
 def unit_function(
-    count: int, vectors: int, panel: int, form: UnitForm, ending: Ending | None, final: bool, fetch: int
+    count: int, vectors: int, panel: int, form: UnitForm, ending: Ending | None, final: bool, fetch: int, apart: int
 ) -> tuple[str, str]:
     """Name and text of the function for `count` row tiles and `vectors` vectors of columns of a panel of so many.
+
+    Tiles of A lie one after the other, or, if their rows are `apart`, so many floats, in a band (see `unit_band`): where
+    each tile along k begins is then in a table.
 
     It goes on with the sums in `c`, [row tile][16][panel], unless they are the `first`; there it leaves them, as floats
     if they are `final`, or they go through an `ending`: then there are `top` rows in the first tile and `rows` in all.
@@ -107,6 +110,7 @@ def unit_function(
     kind = f"bf16x{form.parts}" if form.parts else "bytes"
     name, into, width = f"sm_units_{kind}_{count}x{vectors}of{panel}", "float *c, int first", panel * SIDE
     name += f"_p{fetch}" if fetch else ""
+    name += f"_of{apart}" if apart else ""
     places = [(i, j) for i in range(count) for j in range(vectors)]
     sums = [f"c + {i * SIDE * width + j * SIDE}, {4 * width}" for i, j in places]
     zeros = " ".join(f"_tile_zero({k});" for k in range(len(places)))
@@ -122,15 +126,18 @@ def unit_function(
     elif final and not form.parts:
         name += "_final"
         end += [f"for (long k = 0; k < {count * SIDE * width}; k += SM_W) sm_store(c + k, sm_load_sum(c + k));"]
-    steps = _step_lines(count, vectors, panel, form)
+    steps = _step_lines(count, vectors, panel, form, apart)
     if fetch:
         ahead = [f"__builtin_prefetch(next + {16 * line}, 0, 2);" for line in range(fetch)]
         steps = [*ahead, f"next += {16 * fetch};", *steps]
     body = "\n".join(f"        {line}" for line in steps)
     finish = "\n".join(line if line.startswith("#") else f"    {line}" for line in end)
+    of_a = "const float *a0, const int *at, long skip" if apart else "const float *a, long skip"
+    step = "" if apart else f"a += {form.tiles * TILE}, "
+    moved = "        const float *const a = a0 + at[k];\n" if apart else ""
     text = f"""\
 /* Sums of {count} x {vectors} tiles over `steps` tiles of k; tiles of A lie `skip` floats apart. */
-static __attribute__((noinline)) void {name}(const float *a, long skip, const float *b, long steps,
+static __attribute__((noinline)) void {name}({of_a}, const float *b, long steps,
                                              const float *next, {into}) {{
     if (first) {{
         {zeros}
@@ -138,8 +145,8 @@ static __attribute__((noinline)) void {name}(const float *a, long skip, const fl
         {begun}
     }}
     (void)skip, (void)next;
-    for (long k = 0; k < steps; ++k, a += {form.tiles * TILE}, b += {form.tiles * panel * TILE}) {{
-{body}
+    for (long k = 0; k < steps; ++k, {step}b += {form.tiles * panel * TILE}) {{
+{moved}{body}
     }}
 {finish}
 }}
@@ -147,8 +154,9 @@ static __attribute__((noinline)) void {name}(const float *a, long skip, const fl
     return name, text
 
 
-def _step_lines(count: int, vectors: int, panel: int, form: UnitForm) -> list[str]:
+def _step_lines(count: int, vectors: int, panel: int, form: UnitForm, apart: int) -> list[str]:
     """One step along k: small products first, each operand's tiles loaded as seldom as possible."""
+    part, row = (SIDE, apart) if apart else (TILE, SIDE)
     multiply = "_tile_dpbf16ps" if form.parts else "_tile_dpbusd"
     lines: list[str] = []
     held_a = held_b = -1
@@ -157,7 +165,7 @@ def _step_lines(count: int, vectors: int, panel: int, form: UnitForm) -> list[st
         held_a, held_b = of_a, of_b
         for i in range(count):
             if load_a:
-                lines.append(f"_tile_loadd({4 + i}, a + {'skip + ' if i else ''}{of_a * TILE}, 64);")
+                lines.append(f"_tile_loadd({4 + i}, a + {'skip + ' if i else ''}{of_a * part}, {4 * row});")
             for j in range(vectors):
                 if load_b and i == 0:
                     lines.append(f"_tile_loadd({6 + j}, b + {(of_b * panel + j) * TILE}, 64);")

@@ -19,16 +19,17 @@ SM_INLINE void sm_units_begin(void) {
 }
 SM_INLINE void sm_units_end(void) { _tile_release(); }
 
-/* Sixteen floats from step k on into the parts of a row of A that starts at `row`; no parts: into sixteen floats. */
-SM_INLINE void sm_store_parts(float *row, long k, f32v x, int parts) {
+/* Sixteen floats from step k on into the parts of a row of A that starts at `row`; no parts: into sixteen floats.  What
+ * one tile has of the row, and what the next one has, lie so many floats apart. */
+SM_INLINE void sm_store_parts(float *row, long k, f32v x, int parts, long apart) {
     if (!parts) {
-        sm_store(row + k / 16 * SM_TILE + k % 16, x);
+        sm_store(row + k / 16 * apart + k % 16, x);
         return;
     }
-    float *const at = row + k / 32 * parts * SM_TILE + k % 32 / 2;
+    float *const at = row + k / 32 * parts * apart + k % 32 / 2;
     for (int p = 0; p < parts; ++p) {
         const __m256bh near = _mm512_cvtneps_pbh((__m512)x);
-        memcpy(at + p * SM_TILE, &near, sizeof near);
+        memcpy(at + p * apart, &near, sizeof near);
         if (p + 1 < parts) x -= (f32v)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)near), 16);
     }
 }
@@ -43,20 +44,20 @@ SM_INLINE void sm_copy(float *to, const float *from, long count) {
 SM_INLINE f32v sm_load_sum(const float *p) { return sm_to_float(sm_load_i32((const int *)p)); }
 
 /* `count` floats from step `from` on (a multiple of 16), and zeros up to a multiple of 16. */
-SM_INLINE void sm_store_run(float *row, long from, const float *x, long count, int parts) {
+SM_INLINE void sm_store_run(float *row, long from, const float *x, long count, int parts, long apart) {
     long k = 0;
     if (parts == 1) { /* whole rows of a tile at once */
         if (from % 32 && count >= SM_W) {
-            sm_store_parts(row, from, sm_load(x), 1);
+            sm_store_parts(row, from, sm_load(x), 1, apart);
             k = SM_W;
         }
         for (; k + 32 <= count; k += 32) {
             const __m512bh near = _mm512_cvtne2ps_pbh((__m512)sm_load(x + k + SM_W), (__m512)sm_load(x + k));
-            memcpy(row + (from + k) / 32 * SM_TILE, &near, sizeof near);
+            memcpy(row + (from + k) / 32 * apart, &near, sizeof near);
         }
     }
-    for (; k + SM_W <= count; k += SM_W) sm_store_parts(row, from + k, sm_load(x + k), parts);
-    if (k < count) sm_store_parts(row, from + k, sm_load_n(x + k, count - k, 0.0f), parts);
+    for (; k + SM_W <= count; k += SM_W) sm_store_parts(row, from + k, sm_load(x + k), parts, apart);
+    if (k < count) sm_store_parts(row, from + k, sm_load_n(x + k, count - k, 0.0f), parts, apart);
 }
 
 /* A panel of B, `depth` rows of `vectors` vectors, as tiles: two rows side by side, zeros behind the last one. */
