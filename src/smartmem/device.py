@@ -55,6 +55,7 @@ class Device:
         max_work_group: work-items; compute_units: their number.
         sub_group: work-items that run in lockstep, 1 if unknown.
         fp16: half arithmetic (cl_khr_fp16); fp64: double arithmetic.
+        exact_division: the compiler can be told to round divisions and square roots correctly.
         image_from_buffer: cl_khr_image2d_from_buffer; pitch_alignment: in texels, 0 if unknown.
         base_alignment: bytes at which sub-buffers may start.
         ptx: the compiler takes inline PTX (NVIDIA); matrix_units: its mma instructions for halves and TF32.
@@ -84,6 +85,7 @@ class Device:
     sub_group: int = 1
     fp16: bool = False
     fp64: bool = False
+    exact_division: bool = False
     image_from_buffer: bool = False
     pitch_alignment: int = 0
     base_alignment: int = 128

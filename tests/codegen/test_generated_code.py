@@ -11,8 +11,10 @@ from onnx import helper
 from tests.support.networks import network
 from tests.support.onnx_models import model
 
+import smartmem
 from smartmem.compiler import build_program
 from smartmem.runtime.artifact import Program
+from smartmem.schedule.code import KernelCode
 
 
 def functions(program: Program) -> dict[str, str]:
@@ -100,3 +102,34 @@ def test_every_instruction_set_has_its_tiles(march: str, width: int) -> None:
     (panels,) = program.weights.values()
     assert panels.shape[-1] % width == 0
     assert "sm_tile_" in next(iter(program.sources.values()))
+
+
+def normalized_groups(channels: int, groups: int, side: int) -> onnx.ModelProto:
+    """A group normalization between two 1x1 convolutions, which have channels side by side."""
+    rng = np.random.default_rng(channels)
+    weights = {name: rng.standard_normal((channels, channels, 1, 1)).astype(np.float32) for name in ("w", "v")}
+    scales = {name: rng.standard_normal(channels).astype(np.float32) for name in ("scale", "shift")}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("GroupNormalization", ["a", "scale", "shift"], ["n"], num_groups=groups),
+        helper.make_node("Sigmoid", ["n"], ["s"]),
+        helper.make_node("Mul", ["n", "s"], ["m"]),
+        helper.make_node("Conv", ["m", "v"], ["y"]),
+    ]
+    return model(nodes, {"x": (1, channels, side, side)}, {"y": None}, {**weights, **scales}, opset=21)
+
+
+@pytest.mark.parametrize("channels, groups, times", [(64, 16, 4), (32, 16, 2), (64, 8, 8), (48, 16, 0), (36, 9, 4)])
+def test_what_several_lanes_share_is_loaded_once(channels: int, groups: int, times: int) -> None:
+    """The mean of a group of 2, 4, 8 channels is in as many lanes; groups of 3 are read lane by lane."""
+    proto = normalized_groups(channels, groups, 20)
+    text = "".join(build_program(proto, march="x86-64-v4").sources.values())
+    assert (f"sm_iota() / sm_splat_i({times})" in text) == bool(times)
+    x = np.random.default_rng(1).standard_normal((1, channels, 20, 20)).astype(np.float32)
+    with smartmem.compile(proto, level="naive") as plain, smartmem.compile(proto, threads=2) as tuned:
+        assert np.allclose(tuned(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tasks, grain", [(1, 1), (300, 1), (1000, 3), (65_536, 256)])
+def test_many_tasks_are_handed_out_together(tasks: int, grain: int) -> None:
+    assert KernelCode("", [], tasks).grain == grain

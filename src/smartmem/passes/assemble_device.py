@@ -11,6 +11,7 @@ from importlib.resources import files
 import numpy as np
 
 from smartmem.codegen.comment import comment
+from smartmem.kernel.expr import Alu, walk
 from smartmem.kernel.stage import Kernel
 from smartmem.layout.memory import DeviceStorage
 from smartmem.passes.module import HostOp, Module
@@ -52,6 +53,8 @@ def assemble_device(
         number += 1
     buffers, images, bound = slots.place(steps)
     options = BUILD_OPTIONS + (" -DSM_PTX" if target.device.ptx else "")
+    if target.device.exact_division and _rounds(kernels):
+        options += " -cl-fp32-correctly-rounded-divide-sqrt"
     program = DeviceProgram(
         module.name, level, target.device.name, options, specs(module.inputs, module),
         specs(module.outputs, module), slots.slots, steps, buffers, images, slots.weights, sources, checks=checks,
@@ -66,6 +69,11 @@ def assemble_device(
     program.report["families"] = [c.family for c in codes]
     program.report["code_notes"] = [c.notes for c in codes]
     return program
+
+
+def _rounds(kernels: list[Kernel]) -> bool:
+    """Whether quotients may be rounded to integers, which differ where the last bit of a quotient does."""
+    return any(isinstance(n, Alu) and n.op == "round" for k in kernels for s in k.stages for n in walk(s.body))
 
 
 def schedule_all(

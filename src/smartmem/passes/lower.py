@@ -13,6 +13,7 @@ from smartmem.kernel.expr import load
 from smartmem.kernel.stage import Stage
 from smartmem.passes.classify import survey
 from smartmem.passes.fold_constants import fold_stages
+from smartmem.passes.halves import without_halves
 from smartmem.passes.module import Fate, HostOp, Module
 from smartmem.runtime.host import pack
 
@@ -43,6 +44,7 @@ def lower(graph: Graph, doubles: bool = True) -> Module:
                 module.constants[name] = data
                 module.types[name] = (data.shape, data.dtype)
         module.operators[node.name] = node.op
+    without_halves(module)
     module.definitions = {step.name: step for step in module.steps if isinstance(step, Stage)}
     module.fates = _fates(graph)
     fold_stages(module, LARGE)

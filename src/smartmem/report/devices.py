@@ -57,6 +57,7 @@ def _facts(device: Device) -> dict[str, str]:
         "half images": _yes(device.half_images),
         "half arithmetic (cl_khr_fp16)": _yes(device.fp16),
         "double arithmetic": _yes(device.fp64),
+        "correctly rounded division": _yes(device.exact_division),
         "image2d from buffer": _yes(device.image_from_buffer),
         "pitch alignment": f"{device.pitch_alignment} texels" if device.pitch_alignment else "unknown",
         "sub-buffers start at": f"multiples of {device.base_alignment} bytes",

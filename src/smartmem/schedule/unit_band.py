@@ -101,9 +101,7 @@ class UnitBand:
         return f"({row} / {width} - m0 / {width}) * {down} + {row} % {width} * {right}"
 
 
-def unit_band(
-    stage: Stage, walk: Walk, storages: Mapping[str, Storage], rows: int, form: UnitForm
-) -> UnitBand | None:
+def unit_band(stage: Stage, walk: Walk, storages: Mapping[str, Storage], rows: int, form: UnitForm) -> UnitBand | None:
     """The band of a convolution whose windows overlap, None for other products and where tiles would be half empty."""
     pair = factors(stage)
     assert pair is not None

@@ -100,8 +100,8 @@ def unit_function(
 ) -> tuple[str, str]:
     """Name and text of the function for `count` row tiles and `vectors` vectors of columns of a panel of so many.
 
-    Tiles of A lie one after the other, or, if their rows are `apart`, so many floats, in a band (see `unit_band`): where
-    each tile along k begins is then in a table.
+    Tiles of A lie one after the other, or, where their rows are `apart`, so many floats, in a band (see `unit_band`): a
+    table says where each tile along k begins then.
 
     It goes on with the sums in `c`, [row tile][16][panel], unless they are the `first`; there it leaves them, as floats
     if they are `final`, or they go through an `ending`: then there are `top` rows in the first tile and `rows` in all.

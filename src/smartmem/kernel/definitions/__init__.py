@@ -31,7 +31,6 @@ from smartmem.kernel.definitions import (
 )
 from smartmem.kernel.definitions.build import is_supported
 from smartmem.kernel.definitions.registry import Defined, Definition, defined_operators, defines, definition_of
-from smartmem.kernel.expr import Alu, walk
 from smartmem.kernel.stage import Stage
 
 MODULES = (
@@ -75,8 +74,6 @@ def definition(node: Node) -> Defined | None:
     if found is None:
         return None
     result = found if isinstance(found, Defined) else Defined(found)
-    if any(_computes_in_bfloat16(stage) for stage in result.stages):
-        return None
     stages = {stage.name: stage for stage in result.stages}
     for value in outputs:
         stage = stages.get(value.name)
@@ -86,14 +83,6 @@ def definition(node: Node) -> Defined | None:
             mine = f"{stage.dtype}{list(stage.shape)}"
             raise CompilerError(f"the definition of {node.describe()} gives {mine} for {value!r}; please report this")
     return result
-
-
-def _computes_in_bfloat16(stage: Stage) -> bool:
-    """Whether a stage does more with bfloat16 than move and convert it: no C type of ours could."""
-    if stage.combine and stage.dtype.name == "bfloat16":
-        return True
-    arithmetic = (n for n in walk(stage.body) if isinstance(n, Alu) and n.op not in ("cast", "where"))
-    return any(kind.name == "bfloat16" for n in arithmetic for kind in (n.dtype, *(a.dtype for a in n.args)))
 
 
 def define(node: Node) -> list[Stage] | None:

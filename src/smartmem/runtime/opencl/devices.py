@@ -139,6 +139,7 @@ def _describe(cl: Any, platform: Any, handle: Any) -> Device:
         sub_group=max(1, int(lockstep)),
         fp16="cl_khr_fp16" in extensions,
         fp64="cl_khr_fp64" in extensions,
+        exact_division=bool(get("SINGLE_FP_CONFIG", 0) & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT),
         image_from_buffer="cl_khr_image2d_from_buffer" in extensions,
         pitch_alignment=_pitch_alignment(handle),
         base_alignment=max(1, get("MEM_BASE_ADDR_ALIGN", 1024) // 8),
