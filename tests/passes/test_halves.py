@@ -73,7 +73,22 @@ def test_conversions_are_at_the_borders(kind: int) -> None:
     assert [k["name"] for k in kernels if k["family"] == "fallback"] == ["x.float", "y"] and len(kernels) <= 5
 
 
-def test_an_explicit_cast_rounds_nothing_inside() -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_cast_that_is_undone_rounds(level: str) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["h", "h"], ["d"]),
+        helper.make_node("Cast", ["d"], ["z"], to=TensorProto.FLOAT),
+    ]
+    x = np.array([1e5, 2049, 0.3], np.float32)
+    h = x.astype(np.float16).astype(np.float32)
+    with smartmem.compile(model(nodes, {"x": (3,)}, {"y": (3,), "z": (3,)}), level=level) as compiled:
+        y, z = compiled(x)
+    assert np.array_equal(y, h) and np.array_equal(z, h * h)
+
+
+def test_a_cast_in_front_of_operators_rounds_nothing() -> None:
     """1e5 is no half, and 2049 neither: the one would be infinite, the other 2048."""
     nodes = [
         helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
