@@ -40,13 +40,22 @@ def test_answers_are_near(method: str, tmp_path: Path) -> None:
     assert allowed_error(target) == 0.2
 
 
+def test_halves_everywhere(tmp_path: Path) -> None:
+    source, target = network(tmp_path / "n.onnx"), tmp_path / "h.onnx"
+    quantize(source, target, "fp16")
+    x = np.random.default_rng(1).standard_normal((8, 64)).astype(np.float16)
+    with smartmem.compile(str(source)) as floats, smartmem.compile(str(target)) as halves:
+        assert halves(x).dtype == np.float16
+        assert 1e-5 < relative_error(halves(x), floats(x.astype(np.float32))) < 1e-3
+
+
 def test_inputs_that_are_unknown(tmp_path: Path) -> None:
     for source in (network(tmp_path / "n.onnx", rows="n"), network(tmp_path / "i.onnx", TensorProto.INT32)):
         with pytest.raises(InputError, match=r"give an example in .*npz"):
             quantize(source, tmp_path / "q.onnx", "static")
     np.savez(tmp_path / "i.npz", **{"input.x": np.ones((8, 64), np.int32)})
     quantize(tmp_path / "i.onnx", tmp_path / "q.onnx", "static")
-    with pytest.raises(InputError, match="choose one of dynamic, static"):
+    with pytest.raises(InputError, match="choose one of dynamic, static, fp16"):
         quantize(tmp_path / "i.onnx", tmp_path / "q.onnx", "fast")
     with pytest.raises(InputError, match="no such file"):
         quantize(tmp_path / "absent.onnx", tmp_path / "q.onnx", "static")

@@ -91,7 +91,7 @@ def quantize_command(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE.onnx", help="The file to write; default: MODEL-METHOD.onnx."),
     ] = None,
-    method: Annotated[str, typer.Option(help="dynamic or static.")] = "static",
+    method: Annotated[str, typer.Option(help="dynamic, static or fp16.")] = "static",
 ) -> None:
     """Write a network with weights and activations of eight bits, by ONNX Runtime's tools."""
     from smartmem.zoo.quantize import quantize

@@ -3,7 +3,9 @@
     dynamic   activations when the network runs: DynamicQuantizeLinear, MatMulInteger, ConvInteger
     static    activations by their ranges on random inputs: QuantizeLinear and DequantizeLinear around each operator
 
-Weights are int8, with a scale for each output channel if static; activations uint8.
+    fp16      all floats as halves, inputs and outputs too
+
+Weights of the first two are int8, with a scale for each output channel if static; activations uint8.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from smartmem.errors import InputError, ModelError, RuntimeFailure
 from smartmem.zoo.export import quiet
 from smartmem.zoo.registry import Array
 
-METHODS = ("dynamic", "static")
+METHODS = ("dynamic", "static", "fp16")
 CALIBRATIONS = 3  # random inputs that the ranges of activations are taken from
 
 
@@ -39,6 +42,7 @@ def quantize(source: Path, target: Path, method: str) -> None:
     try:
         from onnxruntime import InferenceSession
         from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+        from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError as error:
         raise RuntimeFailure(f"quantizing needs onnxruntime ({error}): pip install onnxruntime") from None
 
@@ -61,6 +65,8 @@ def quantize(source: Path, target: Path, method: str) -> None:
         with quiet():
             if method == "dynamic":
                 quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+            elif method == "fp16":
+                onnx.save(convert_float_to_float16(onnx.load(source), disable_shape_infer=True), target)
             else:
                 kinds = {"weight_type": QuantType.QInt8, "activation_type": QuantType.QUInt8}
                 quantize_static(source, target, Reader(), per_channel=True, **kinds)
