@@ -1,7 +1,9 @@
-"""Quantized operators of ONNX Runtime's own domain, as its quantizer writes them: integers at most one step apart."""
+"""Operators of ONNX Runtime's own domain, against ONNX Runtime; quantized results are at most one step apart."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,3 +106,177 @@ def test_matrix_products_to_floats() -> None:
     apart("DynamicQuantizeMatMul", [x, weights, scale], TensorProto.FLOAT, 1e-4)
     operands = [bytes_of(9, 64), weights, np.float32(0.01), scale, np.uint8(120), np.int8(0), bias]
     apart("MatMulIntegerToFloat", operands, TensorProto.FLOAT, 1e-4)
+
+
+# Operators of floats, as its graph optimizer and transformer optimizer write them
+
+
+FLOAT, INT32 = TensorProto.FLOAT, TensorProto.INT32
+ONE = [FLOAT]
+Results = Sequence[int]
+
+
+def normal(*shape: int) -> Any:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def node_model(op: str, operands: list[Any], constants: Container[int], results: Results, **attributes: Any) -> Any:
+    """A model of one operator with `results` of these types, and its inputs by name; None: an absent operand."""
+    names = [f"i{k}" if x is not None else "" for k, x in enumerate(operands)]
+    outputs = [f"y{k}" for k in range(len(results))]
+    node = helper.make_node(op, names, outputs, "n", domain="com.microsoft", **attributes)
+    given = {name: (k in constants, x) for k, (name, x) in enumerate(zip(names, operands, strict=True)) if name}
+    fixed = {name: x for name, (constant, x) in given.items() if constant}
+    feeds = {name: x for name, (constant, x) in given.items() if not constant}
+    inputs = [info(name, x.shape, helper.np_dtype_to_tensor_dtype(x.dtype)) for name, x in feeds.items()]
+    kinds = [info(name, None, kind) for name, kind in zip(outputs, results, strict=True)]
+    return model([node], inputs, kinds, fixed, 17, domains={"com.microsoft": 1}), feeds
+
+
+def ours(proto: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
+    with smartmem.compile(proto) as compiled:
+        assert compiled.program.report["totals"]["host_steps"] == 0
+        got = compiled(**feeds)
+    return list(got.values()) if isinstance(got, dict) else list(got) if isinstance(got, tuple) else [got]
+
+
+def close(got: Any, wanted: Any, bound: float = 1e-5) -> None:
+    assert got.shape == wanted.shape and got.dtype == wanted.dtype
+    assert np.abs(got - wanted).max() <= bound * max(1.0, np.abs(wanted).max())
+
+
+def agrees(
+    op: str, operands: list[Any], constants: Container[int] = (), results: Results = ONE, **attributes: Any
+) -> None:
+    """One operator gives what ONNX Runtime's CPU provider gives."""
+    proto, feeds = node_model(op, operands, constants, results, **attributes)
+    wanted = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
+    for mine, theirs in zip(ours(proto, feeds), wanted, strict=True):
+        close(mine, theirs)
+
+
+def declined(
+    op: str, operands: list[Any], constants: Container[int] = (), results: Results = ONE, **attributes: Any
+) -> None:
+    """An error says which node, and what to do."""
+    proto, _ = node_model(op, operands, constants, results, **attributes)
+    with pytest.raises(smartmem.ModelError, match=f'{op} "n".*without ONNX Runtime'):
+        smartmem.compile(proto)
+
+
+@pytest.mark.parametrize("op", ["FusedMatMul", "TransposeMatMul"])
+@pytest.mark.parametrize(("left", "right"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_matmul_of_transposed_operands(op: str, left: int, right: int) -> None:
+    a, b = normal(2, 3, *((7, 5) if left else (5, 7))), normal(3, *((6, 7) if right else (7, 6)))
+    agrees(op, [a, b], transA=left, transB=right, alpha=0.125)
+
+
+def test_matmul_declines_transposed_batches() -> None:
+    declined("FusedMatMul", [normal(5, 3, 7), normal(3, 7, 6)], transBatchA=1)
+
+
+GEMM = {"alpha": 0.5, "beta": 2.0, "transB": 1}
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        {"activation": "Relu"},
+        {"activation": "Tanh"},
+        {"activation": "Sigmoid"},
+        {"activation": "LeakyRelu", "activation_alpha": 0.2},
+        {"activation": "HardSigmoid", "activation_alpha": 0.3, "activation_beta": 0.4},
+    ],
+)
+def test_gemm_with_an_activation(activation: dict[str, Any]) -> None:
+    agrees("FusedGemm", [normal(5, 8), normal(6, 8), normal(6)], **GEMM, **activation)
+    agrees("FusedGemm", [normal(5, 8), normal(6, 8)], **GEMM, **activation)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        {},
+        {"activation": "Relu"},
+        {"activation": "Tanh"},
+        {"activation": "Sigmoid"},
+        {"activation": "LeakyRelu", "activation_params": [0.2]},
+        {"activation": "Clip", "activation_params": [-0.5, 1.5]},
+        {"activation": "HardSigmoid", "activation_params": [0.3, 0.4]},
+    ],
+)
+def test_convolution_with_an_activation(activation: dict[str, Any], added: bool) -> None:
+    image = [normal(1, 4, 9, 8), normal(6, 2, 3, 3), normal(6)] + ([normal(1, 6, 9, 8)] if added else [])
+    agrees("FusedConv", image, constants=(1, 2), group=2, pads=[1, 1, 1, 1], kernel_shape=[3, 3], **activation)
+
+
+def test_activation_that_is_unknown() -> None:
+    declined("FusedConv", [normal(1, 4, 9, 8), normal(6, 4, 3, 3)], activation="Fancy")
+
+
+def gelu(x: Any) -> Any:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def test_sums_before_an_operator() -> None:
+    """ONNX Runtime has these on GPUs alone."""
+    x, bias, skip = normal(2, 5, 8), normal(8), normal(2, 5, 8)
+    close(ours(*node_model("BiasAdd", [x, bias, skip], (1,), ONE))[0], x + bias + skip)
+    x = x + bias
+    halves = (x[..., :4] * gelu(x[..., 4:])).astype(np.float32)
+    close(ours(*node_model("BiasSplitGelu", [x - bias, bias], (1,), ONE))[0], halves, 1e-4)
+    powers = np.exp(x + skip)
+    wanted = powers / powers.sum(-1, keepdims=True)
+    close(ours(*node_model("BiasSoftmax", [x, skip], (), ONE, axis=2, is_inner_broadcast=1))[0], wanted)
+    declined("BiasSoftmax", [x, skip], axis=1, is_inner_broadcast=1)
+
+
+@pytest.mark.parametrize("activation", [0, 1])
+@pytest.mark.parametrize("op", ["GroupNorm", "SkipGroupNorm"])
+@pytest.mark.parametrize("last", [0, 1])
+def test_group_norm(op: str, activation: int, last: int) -> None:
+    """ONNX Runtime has these on GPUs alone."""
+    x, gamma, beta, skip, bias = normal(2, 6, 5, 8), normal(8), normal(8), normal(2, 8), normal(8)
+    operands = [x if last else x.transpose(0, 3, 1, 2), gamma, beta] + ([skip, bias] if op == "SkipGroupNorm" else [])
+    wanted_attributes = {"groups": 4, "epsilon": 1e-5, "activation": activation, "channels_last": last}
+    if op == "SkipGroupNorm" and not last:
+        return declined(op, operands, **wanted_attributes)
+    x = x + skip[:, None, None] + bias if op == "SkipGroupNorm" else x
+    groups = x.reshape(2, 6, 5, 4, 2).astype(np.float64)
+    mean, variance = groups.mean((1, 2, 4), keepdims=True), groups.var((1, 2, 4), keepdims=True)
+    wanted = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape) * gamma + beta
+    wanted = (wanted / (1 + np.exp(-wanted)) if activation else wanted).astype(np.float32)
+    outputs = 2 * ONE if op == "SkipGroupNorm" else ONE
+    got = ours(*node_model(op, operands, (1, 2, 4), outputs, **wanted_attributes))
+    close(got[0], wanted if last else wanted.transpose(0, 3, 1, 2))
+    if len(outputs) == 2:
+        close(got[1], x)
+
+
+BERT = [normal(20, 16), normal(9, 16), normal(3, 16), normal(16), normal(16)]
+
+
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("placed", [None, 1, 2])
+def test_embeddings(segments: bool, masked: bool, placed: int | None) -> None:
+    words, positions, kinds, gamma, beta = BERT
+    ids, segment = (RANDOM.integers(0, high, (2, 7)).astype(np.int32) for high in (20, 3))
+    mask = np.array([[1] * 7, [1] * 4 + [0] * 3], np.int32) if masked else None
+    at = RANDOM.integers(0, 9, (placed, 7)).astype(np.int32) if placed else None
+    operands = [ids, segment if segments else None, words, positions, kinds if segments else None, gamma, beta]
+    agrees("EmbedLayerNormalization", [*operands, mask, at], range(2, 7), [FLOAT, INT32], epsilon=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_embeddings_with_all_results(masked: bool) -> None:
+    words, positions, kinds, gamma, beta = BERT
+    ids, segment = (RANDOM.integers(0, high, (2, 7)).astype(np.int32) for high in (20, 3))
+    mask = np.array([[1] * 7, [1] * 4 + [0] * 3], np.int32) if masked else None
+    agrees(
+        "EmbedLayerNormalization",
+        [ids, segment, words, positions, kinds, gamma, beta, mask],
+        range(2, 7),
+        [FLOAT, INT32, FLOAT],
+    )
