@@ -280,3 +280,84 @@ def test_embeddings_with_all_results(masked: bool) -> None:
         range(2, 7),
         [FLOAT, INT32, FLOAT],
     )
+
+
+# Attention
+
+
+def rows_of(lengths: list[int], width: int) -> Any:
+    """A row of `lengths[i]` ones, then zeros."""
+    return (np.arange(width) < np.array(lengths)[:, None]).astype(np.int32)
+
+
+MASKS: dict[str, Any] = {
+    "none": None,
+    "keys": rows_of([9, 4], 9)[:, ::-1].copy(),
+    "pairs": RANDOM.integers(0, 2, (2, 9, 9)).astype(np.int32),
+    "lengths": np.array([9, 4], np.int32),
+    "bounds": np.array([9, 7, 0, 3], np.int32),
+}
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("mask", MASKS)
+def test_attention(mask: str, causal: int) -> None:
+    x, weights, bias = normal(2, 9, 16), normal(16, 48) / 4, normal(48)
+    agrees("Attention", [x, weights, bias, MASKS[mask]], (1, 2), num_heads=4, unidirectional=causal)
+
+
+def test_attention_with_a_bias_and_a_scale() -> None:
+    x, weights, bias, scores = normal(2, 9, 16), normal(16, 48) / 4, normal(48), normal(2, 4, 9, 9)
+    operands = [x, weights, bias, MASKS["keys"], None, scores]
+    for causal in (0, 1):
+        agrees("Attention", operands, (1, 2), num_heads=4, scale=0.7, mask_filter_value=-3.0, unidirectional=causal)
+    agrees("Attention", [*operands[:5], scores[:1, :1]], (1, 2), num_heads=4)
+
+
+def test_attention_with_values_of_another_size() -> None:
+    x, weights, bias = normal(2, 9, 16), normal(16, 40) / 4, normal(40)
+    agrees("Attention", [x, weights, bias], (1, 2), num_heads=4, qkv_hidden_sizes=[16, 16, 8])
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_attention_with_a_past(queries: int) -> None:
+    x, weights, bias, past = normal(2, queries, 16), normal(16, 48) / 4, normal(48), normal(2, 2, 4, 6, 4)
+    mask = rows_of([6 + queries, 5], 6 + queries)
+    agrees("Attention", [x, weights, bias, mask, past], (1, 2), 2 * ONE, num_heads=4, unidirectional=1)
+    agrees("Attention", [x, weights, bias, None, past], (1, 2), 2 * ONE, num_heads=4, unidirectional=1)
+
+
+def test_attention_declines_what_it_does_not_know() -> None:
+    operands = [normal(2, 9, 16), normal(16, 48), normal(48)]
+    declined("Attention", operands, (1, 2), num_heads=4, do_rotary=1)
+    declined("Attention", [*operands, np.zeros(8, np.int32)], (1, 2), num_heads=4)
+    declined("MultiHeadAttention", [normal(2, 9, 4, 3, 4)], num_heads=4)
+
+
+@pytest.mark.parametrize("causal", [0, 1])
+@pytest.mark.parametrize("keys", [9, 5])
+@pytest.mark.parametrize("mask", MASKS)
+def test_multi_head_attention(mask: str, keys: int, causal: int) -> None:
+    query, key, value = normal(2, 9, 16), normal(2, keys, 16), normal(2, keys, 16)
+    if mask == "bounds":
+        return declined("MultiHeadAttention", [query, key, value, None, MASKS[mask]], num_heads=4)
+    padding = MASKS[mask] if mask in ("none", "lengths") else MASKS[mask][..., :keys].copy()
+    agrees("MultiHeadAttention", [query, key, value, None, padding], num_heads=4, unidirectional=causal)
+    operands = [query, key, value, normal(48), padding, normal(1, 4, 9, keys)]
+    agrees("MultiHeadAttention", operands, (3,), num_heads=4, unidirectional=causal, scale=0.4)
+
+
+def test_multi_head_attention_with_values_of_another_size() -> None:
+    query, key, value = normal(2, 9, 16), normal(2, 5, 16), normal(2, 5, 24)
+    agrees("MultiHeadAttention", [query, key, value, normal(56)], (3,), num_heads=4)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("causal", [0, 1])
+def test_multi_head_attention_with_a_past(queries: int, causal: int) -> None:
+    query, key, value = (normal(2, queries, 16) for _ in range(3))
+    past = [normal(2, 4, 6, 4), normal(2, 4, 6, 4)]
+    operands = [query, key, value, normal(48), None, None, *past]
+    agrees("MultiHeadAttention", operands, (3,), 3 * ONE, num_heads=4, unidirectional=causal)
+    operands[4] = rows_of([6 + queries, 5], 6 + queries)
+    agrees("MultiHeadAttention", operands, (3,), 3 * ONE, num_heads=4, unidirectional=causal)

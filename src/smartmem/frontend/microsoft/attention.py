@@ -9,18 +9,19 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from ml_dtypes import finfo
 
 from smartmem.frontend.microsoft.body import Body, Rule
 
 
 @dataclass(frozen=True)
 class _Mask:
-    """Which keys a query does not see; their scores get `filler` added.
+    """Which keys a query does not see.
 
     Attributes:
         keys: 0 for a hidden key, or how many keys are seen; see `_hidden`.
         causal: whether a query does not see the keys after its own.
-        filler: a large negative number.
+        filler: what is added to the scores of hidden keys; a later key has the lowest score that there is.
     """
 
     keys: str
@@ -72,6 +73,8 @@ def _multi_head_attention(b: Body) -> list[str] | None:
     if any(sharing) or any(shape is None or len(shape) != 3 for shape in shapes):
         return None  # packed, or projected before
     (batch, queries, width), (_, keys, _), (_, _, value_width) = (shape for shape in shapes if shape)
+    if b.shape(padding) == (2 * batch,):  # ends and starts: in Attention alone
+        return None
     parts, sizes = [query, key, value], [width, width, value_width]
     if bias:
         parts = [b("Add", part, added) for part, added in zip(parts, b.split(bias, sizes, axis=0), strict=True)]
@@ -110,20 +113,32 @@ def _attend(
 
 
 def _masks(b: Body, mask: _Mask, lengths: _Lengths) -> list[str] | None:
-    """What is added to the scores (B, N, S, T): one term for the keys, one for the order."""
+    """What is added to the scores (B, N, S, T): one term for the keys, one for the order. Layers share them."""
     kind = b.dtype(b.operand(0))
-    nothing, filler = b.constant(0, kind), b.constant(mask.filler, kind)
     terms = []
     if mask.keys:
-        hidden = _hidden(b, mask.keys, lengths)
-        if hidden is None:
+        term = b.shared((mask, lengths, kind), lambda: _key_term(b, mask, lengths))
+        if term is None:
             return None
-        terms.append(b("Where", hidden, filler, nothing))
+        terms.append(term)
     if mask.causal and lengths.queries > 1:
-        own = lengths.past + np.arange(lengths.queries).reshape(-1, 1)
-        later = b("Greater", b.constant(np.arange(lengths.keys)), b.constant(own))
-        terms.append(b("Where", later, filler, nothing))
+        terms.append(b.shared((lengths, kind), lambda: _order_term(b, lengths)))
     return terms
+
+
+def _key_term(b: Body, mask: _Mask, lengths: _Lengths) -> str | None:
+    """The filler for hidden keys, 0 for others."""
+    hidden, kind = _hidden(b, mask.keys, lengths), b.dtype(b.operand(0))
+    return hidden and b("Where", hidden, b.constant(mask.filler, kind), b.constant(0, kind))
+
+
+def _order_term(b: Body, lengths: _Lengths) -> str:
+    """The lowest number for keys after a query's own, 0 for others."""
+    kind = b.dtype(b.operand(0))
+    own = lengths.past + np.arange(lengths.queries).reshape(-1, 1)
+    later = b("Greater", b.constant(np.arange(lengths.keys)), b.constant(own))
+    lowest = float(finfo(kind).min)  # type: ignore[no-untyped-call]
+    return b("Where", later, b.constant(lowest, kind), b.constant(0, kind))
 
 
 def _hidden(b: Body, mask: str, lengths: _Lengths) -> str | None:

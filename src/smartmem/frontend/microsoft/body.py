@@ -6,9 +6,9 @@ s)`` named n gives ``"n/Add" = Add(x, c); y = Add("n/Add", s)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from onnx.helper import get_attribute_value, make_node
 from smartmem.graph.ir import Value
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T", bound="str | None")
 #: The ONNX opset of the nodes that rules write: has Gelu (20), RMSNormalization (23) and Swish (24).
 OPSET = 24
 
@@ -30,11 +31,13 @@ class Scope:
         fresh: makes a name unique.
         find: the value of a name, None where nothing defines it.
         data: the contents of a value, None where it is not constant.
+        shared: what several nodes compute alike; see `Body.shared`.
     """
 
     fresh: Callable[[str], str]
     find: Callable[[str], Value | None]
     data: Callable[[Value], Array | None]
+    shared: dict[Hashable, Any] = field(default_factory=dict)
 
 
 class Body:
@@ -143,6 +146,13 @@ class Body:
     def split(self, x: str, sizes: Sequence[int], axis: int) -> list[str]:
         """`x` in parts of `sizes` along `axis`."""
         return self.results("Split", len(sizes), x, self.constant(sizes), axis=axis)
+
+    def shared(self, key: Hashable, write: Callable[[], T]) -> T:
+        """What `write` gives, written once for all nodes that ask by the same key, such as the mask of all layers."""
+        memory: dict[Hashable, T] = self._scope.shared
+        if key not in memory:
+            memory[key] = write()
+        return memory[key]
 
     def total(self, *terms: str) -> str:
         """The sum of those terms that are present, from the left."""
