@@ -361,3 +361,57 @@ def test_multi_head_attention_with_a_past(queries: int, causal: int) -> None:
     agrees("MultiHeadAttention", operands, (3,), 3 * ONE, num_heads=4, unidirectional=causal)
     operands[4] = rows_of([6 + queries, 5], 6 + queries)
     agrees("MultiHeadAttention", operands, (3,), 3 * ONE, num_heads=4, unidirectional=causal)
+
+
+@pytest.mark.parametrize("mask", ["keys", "lengths"])
+def test_layers_share_a_mask_and_are_one_kernel_each(mask: str) -> None:
+    constants: dict[str, Any] = {}
+    nodes = []
+    for k in range(2):
+        constants |= {f"w{k}": normal(16, 48) / 4, f"b{k}": normal(48)}
+        operands = [f"x{k}", f"w{k}", f"b{k}", "m"]
+        nodes.append(helper.make_node("Attention", operands, [f"x{k + 1}"], domain="com.microsoft", num_heads=4))
+    x, m = normal(2, 9, 16), MASKS[mask]
+    inputs = [info("x0", x.shape), info("m", m.shape, INT32)]
+    proto = model(nodes, inputs, [info("x2", None)], constants, domains={"com.microsoft": 1})
+    wanted = ort.InferenceSession(proto.SerializeToString()).run(None, {"x0": x, "m": m})[0]
+    with smartmem.compile(proto) as compiled:
+        kernels = compiled.program.report["kernels"]
+        close(compiled(x0=x, m=m), wanted)
+    assert [kernel["family"] for kernel in kernels].count("attention") == 2
+
+
+# Weights of 4 or 8 bits
+
+
+def packed(numbers: Any, bits: int) -> Any:
+    """Rows of numbers of `bits` bits as bytes, the lower half first; a row starts a byte."""
+    if bits == 8:
+        return numbers.astype(np.uint8)
+    even = np.pad(numbers, [(0, 0), (0, numbers.shape[1] % 2)])
+    return (even[:, ::2] | even[:, 1::2] << 4).astype(np.uint8)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("columns", "block"), [(96, 32), (80, 32), (64, 16)])
+def test_matmul_of_few_bits(bits: int, zeros: bool, biased: bool, columns: int, block: int) -> None:
+    rows, blocks, blob = 24, -(-columns // block), block * bits // 8
+    numbers = RANDOM.integers(0, 1 << bits, (rows, blocks * block))
+    zero = packed(RANDOM.integers(0, 1 << bits, (rows, blocks)), bits) if zeros else None
+    scales = RANDOM.uniform(0.01, 0.02, (rows, blocks)).astype(np.float32)
+    bias = normal(rows) if biased else None
+    operands = [normal(2, 5, columns), packed(numbers, bits).reshape(rows, blocks, blob), scales, zero, None, bias]
+    agrees("MatMulNBits", operands, range(1, 6), N=rows, K=columns, bits=bits, block_size=block)
+
+
+def test_matmul_of_few_bits_declines_an_order_of_groups() -> None:
+    operands = [normal(2, 32), bytes_of(8, 1, 16), np.ones((8, 1), np.float32), None, np.zeros(32, np.int32)]
+    declined("MatMulNBits", operands, range(1, 5), N=8, K=32, bits=4, block_size=32)
+
+
+def test_max_pool_with_channels_last() -> None:
+    x = bytes_of(1, 7, 8, 5)
+    proto, feeds = node_model("NhwcMaxPool", [x], (), [TensorProto.UINT8], kernel_shape=[3, 3], strides=[2, 2])
+    close(ours(proto, feeds)[0], ort.InferenceSession(proto.SerializeToString()).run(None, feeds)[0])
