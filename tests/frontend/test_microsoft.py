@@ -415,3 +415,53 @@ def test_max_pool_with_channels_last() -> None:
     x = bytes_of(1, 7, 8, 5)
     proto, feeds = node_model("NhwcMaxPool", [x], (), [TensorProto.UINT8], kernel_shape=[3, 3], strides=[2, 2])
     close(ours(proto, feeds)[0], ort.InferenceSession(proto.SerializeToString()).run(None, feeds)[0])
+
+
+# Decoders
+
+
+CACHES = [normal(20, 4), normal(20, 4)]
+LARGER_CACHES = [normal(20, 8), normal(20, 8)]
+
+
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize("positions", [np.array([3]), np.array([[0, 1, 2, 3, 4], [7, 6, 5, 4, 9]])])
+def test_rotary_embedding(positions: Any, interleaved: int) -> None:
+    agrees("RotaryEmbedding", [normal(2, 5, 24), positions, *CACHES], (2, 3), interleaved=interleaved)
+    agrees("RotaryEmbedding", [normal(2, 3, 5, 8), positions, *CACHES], (2, 3), interleaved=interleaved)
+    some = {"num_heads": 2, "rotary_embedding_dim": 8, "interleaved": interleaved}
+    agrees("RotaryEmbedding", [normal(2, 5, 24), positions, *CACHES], (2, 3), **some)
+    agrees("RotaryEmbedding", [normal(2, 2, 5, 12), positions, *CACHES], (2, 3), **some)
+
+
+def grouped(batch: int, rows: int, past: int, size: int = 16, packed: bool = False) -> list[Any]:
+    """Operands of GroupQueryAttention with 6 heads of queries and 2 of keys and values."""
+    widths = (6 * size, 2 * size, 2 * size)
+    parts = [normal(batch, rows, sum(widths)), None, None] if packed else [normal(batch, rows, w) for w in widths]
+    before = [normal(batch, 2, past, size), normal(batch, 2, past, size)]
+    total = past + rows
+    return [*parts, *before, np.full(batch, total - 1, np.int32), np.array(total, np.int32)]
+
+
+HEADS = {"num_heads": 6, "kv_num_heads": 2}
+
+
+@pytest.mark.parametrize(("batch", "rows", "past"), [(2, 7, 0), (1, 1, 6), (1, 3, 6)])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("rotary", [{}, {"do_rotary": 1}, {"do_rotary": 1, "rotary_interleaved": 1}])
+def test_grouped_attention(batch: int, rows: int, past: int, packed: bool, rotary: dict[str, int]) -> None:
+    operands = grouped(batch, rows, past, packed=packed) + (LARGER_CACHES if rotary else [])
+    agrees("GroupQueryAttention", operands, (5, 6, 7, 8), 3 * ONE, **HEADS, **rotary)
+
+
+def test_grouped_attention_with_a_bias_and_a_scale() -> None:
+    operands = [*grouped(1, 3, 6, size=32), *LARGER_CACHES, None, normal(1, 6, 3, 9)]
+    agrees("GroupQueryAttention", operands, (5, 6, 7, 8), 3 * ONE, **HEADS, do_rotary=1, scale=0.3)
+
+
+def test_grouped_attention_declines_what_it_does_not_know() -> None:
+    operands = grouped(1, 3, 6)
+    declined("GroupQueryAttention", operands, (5, 6), 3 * ONE, **HEADS, softcap=5.0)
+    declined("GroupQueryAttention", operands, (5, 6), 3 * ONE, **HEADS, local_window_size=4)
+    declined("GroupQueryAttention", operands, (5,), 3 * ONE, **HEADS)
+    declined("GroupQueryAttention", grouped(2, 1, 6), (5, 6), 3 * ONE, **HEADS)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from smartmem.errors import ModelError
 from smartmem.frontend.inline import Work
-from smartmem.frontend.microsoft import attention, normalization, products, quantized
+from smartmem.frontend.microsoft import attention, decoder, normalization, products, quantized
 from smartmem.frontend.microsoft.body import OPSET, Body, Rule, Scope
 from smartmem.frontend.order import describe
 
 __all__ = ["Scope", "from_microsoft"]
 
-_RULES: dict[str, Rule] = {**products.RULES, **normalization.RULES, **attention.RULES, **quantized.RULES}
+_RULES: dict[str, Rule] = {}
+for _family in (products, normalization, attention, decoder, quantized):
+    _RULES |= _family.RULES
 
 
 def from_microsoft(work: Work, scope: Scope) -> list[Work] | None:

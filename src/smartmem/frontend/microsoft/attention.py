@@ -15,7 +15,7 @@ from smartmem.frontend.microsoft.body import Body, Rule
 
 
 @dataclass(frozen=True)
-class _Mask:
+class Mask:
     """Which keys a query does not see.
 
     Attributes:
@@ -30,7 +30,7 @@ class _Mask:
 
 
 @dataclass(frozen=True)
-class _Lengths:
+class Lengths:
     """B, S, P and T of a call."""
 
     batch: int
@@ -50,7 +50,7 @@ def _attention(b: Body) -> list[str] | None:
         return None
     b.attribute("rotary_embedding_dim")
     parts = b.split(b.total(b("MatMul", x, weights), bias), sizes, axis=-1)
-    query, key, value = (_in_heads(b, part, heads, size // heads) for part, size in zip(parts, sizes, strict=True))
+    query, key, value = (in_heads(b, part, heads, size // heads) for part, size in zip(parts, sizes, strict=True))
     before = b.shape(past)
     if past and before is None:
         return None
@@ -58,8 +58,8 @@ def _attention(b: Body) -> list[str] | None:
         pair = (b("Gather", past, b.constant(which), axis=0) for which in (0, 1))
         key, value = (b("Concat", old, new, axis=2) for old, new in zip(pair, (key, value), strict=True))
     earlier = before[3] if before else 0
-    lengths = _Lengths(shape[0], shape[1], earlier, earlier + shape[1])
-    result = _attend(b, query, key, value, lengths, scale or 1 / math.sqrt(sizes[0] // heads), attention_bias, mask)
+    lengths = Lengths(shape[0], shape[1], earlier, earlier + shape[1])
+    result = attend(b, query, key, value, lengths, scale or 1 / math.sqrt(sizes[0] // heads), attention_bias, mask)
     first = b.constant([0])
     present = b("Concat", *(b("Unsqueeze", part, first) for part in (key, value)), axis=0) if b.wants(1) else ""
     return None if result is None else [result, present]
@@ -78,29 +78,29 @@ def _multi_head_attention(b: Body) -> list[str] | None:
     parts, sizes = [query, key, value], [width, width, value_width]
     if bias:
         parts = [b("Add", part, added) for part, added in zip(parts, b.split(bias, sizes, axis=0), strict=True)]
-    query, key, value = (_in_heads(b, part, heads, size // heads) for part, size in zip(parts, sizes, strict=True))
+    query, key, value = (in_heads(b, part, heads, size // heads) for part, size in zip(parts, sizes, strict=True))
     before = b.shape(past_key)
     if past_key and before is None:
         return None
     if past_key:
         key, value = b("Concat", past_key, key, axis=2), b("Concat", past_value, value, axis=2)
     earlier = before[2] if before else 0
-    lengths = _Lengths(batch, queries, earlier, earlier + keys)
-    result = _attend(b, query, key, value, lengths, scale or 1 / math.sqrt(width // heads), attention_bias, mask)
+    lengths = Lengths(batch, queries, earlier, earlier + keys)
+    result = attend(b, query, key, value, lengths, scale or 1 / math.sqrt(width // heads), attention_bias, mask)
     return None if result is None else [result, key, value]
 
 
-def _mask_of(b: Body, keys: str) -> _Mask:
-    return _Mask(keys, bool(b.attribute("unidirectional", 0)), b.attribute("mask_filter_value", -10000.0))
+def _mask_of(b: Body, keys: str) -> Mask:
+    return Mask(keys, bool(b.attribute("unidirectional", 0)), b.attribute("mask_filter_value", -10000.0))
 
 
-def _in_heads(b: Body, x: str, heads: int, size: int) -> str:
+def in_heads(b: Body, x: str, heads: int, size: int) -> str:
     """(B, S, N * H) → (B, N, S, H)."""
     return b("Transpose", b.reshape(x, 0, 0, heads, size), perm=[0, 2, 1, 3])
 
 
-def _attend(
-    b: Body, query: str, key: str, value: str, lengths: _Lengths, scale: float, bias: str, mask: _Mask
+def attend(
+    b: Body, query: str, key: str, value: str, lengths: Lengths, scale: float, bias: str, mask: Mask
 ) -> str | None:
     """``softmax(scale * query @ key' + bias + mask) @ value`` as (B, S, N * H)."""
     masks = _masks(b, mask, lengths)
@@ -112,7 +112,7 @@ def _attend(
     return b.reshape(b("Transpose", b("MatMul", weights, value), perm=[0, 2, 1, 3]), 0, 0, -1)
 
 
-def _masks(b: Body, mask: _Mask, lengths: _Lengths) -> list[str] | None:
+def _masks(b: Body, mask: Mask, lengths: Lengths) -> list[str] | None:
     """What is added to the scores (B, N, S, T): one term for the keys, one for the order. Layers share them."""
     kind = b.dtype(b.operand(0))
     terms = []
@@ -126,13 +126,13 @@ def _masks(b: Body, mask: _Mask, lengths: _Lengths) -> list[str] | None:
     return terms
 
 
-def _key_term(b: Body, mask: _Mask, lengths: _Lengths) -> str | None:
+def _key_term(b: Body, mask: Mask, lengths: Lengths) -> str | None:
     """The filler for hidden keys, 0 for others."""
     hidden, kind = _hidden(b, mask.keys, lengths), b.dtype(b.operand(0))
     return hidden and b("Where", hidden, b.constant(mask.filler, kind), b.constant(0, kind))
 
 
-def _order_term(b: Body, lengths: _Lengths) -> str:
+def _order_term(b: Body, lengths: Lengths) -> str:
     """The lowest number for keys after a query's own, 0 for others."""
     kind = b.dtype(b.operand(0))
     own = lengths.past + np.arange(lengths.queries).reshape(-1, 1)
@@ -141,7 +141,7 @@ def _order_term(b: Body, lengths: _Lengths) -> str:
     return b("Where", later, b.constant(lowest, kind), b.constant(0, kind))
 
 
-def _hidden(b: Body, mask: str, lengths: _Lengths) -> str | None:
+def _hidden(b: Body, mask: str, lengths: Lengths) -> str | None:
     """Keys that no query sees, as (B, 1, 1 or S, T).
 
     `mask` is (B, T) or (B, S, T), positive for what is seen; or the number of keys (B); or their ends and starts (2B).
