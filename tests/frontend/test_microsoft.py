@@ -329,6 +329,7 @@ def test_attention_with_a_past(queries: int) -> None:
 
 def test_attention_declines_what_it_does_not_know() -> None:
     operands = [normal(2, 9, 16), normal(16, 48), normal(48)]
+    declined("Attention", operands, (1, 2), num_heads=4, an_attribute_of_later=1)
     declined("Attention", operands, (1, 2), num_heads=4, do_rotary=1)
     declined("Attention", [*operands, np.zeros(8, np.int32)], (1, 2), num_heads=4)
     declined("MultiHeadAttention", [normal(2, 9, 4, 3, 4)], num_heads=4)
@@ -465,3 +466,8 @@ def test_grouped_attention_declines_what_it_does_not_know() -> None:
     declined("GroupQueryAttention", operands, (5, 6), 3 * ONE, **HEADS, local_window_size=4)
     declined("GroupQueryAttention", operands, (5,), 3 * ONE, **HEADS)
     declined("GroupQueryAttention", grouped(2, 1, 6), (5, 6), 3 * ONE, **HEADS)
+
+
+def test_attribute_that_is_missing() -> None:
+    with pytest.raises(smartmem.ModelError, match=r'MultiHeadAttention "n".*"num_heads" is missing'):
+        smartmem.compile(node_model("MultiHeadAttention", [normal(2, 9, 16)] * 3, (), ONE)[0])

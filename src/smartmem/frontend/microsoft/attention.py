@@ -43,21 +43,21 @@ def _attention(b: Body) -> list[str] | None:
     """Attention whose Q, K and V are ``x @ weights + bias``, in that order along the last axis."""
     x, weights, bias, mask_index, past, attention_bias, past_length = b.operands(7)
     shape, width, heads = b.shape(x), (b.shape(weights) or (0,))[-1], b.attribute("num_heads")
-    sizes = b.attribute("qkv_hidden_sizes") or [width // 3] * 3
+    sizes = b.attribute("qkv_hidden_sizes", []) or [width // 3] * 3
     mask, scale = _mask_of(b, mask_index), b.attribute("scale", 0.0)
     shared = b.attribute("past_present_share_buffer", 0) or past_length
-    if shape is None or not width or shared or b.attribute("do_rotary", 0):
+    if shape is None or not width or heads < 1 or shared or b.attribute("do_rotary", 0):
         return None
-    b.attribute("rotary_embedding_dim")
+    b.ignore("rotary_embedding_dim")
     parts = b.split(b.total(b("MatMul", x, weights), bias), sizes, axis=-1)
     query, key, value = (in_heads(b, part, heads, size // heads) for part, size in zip(parts, sizes, strict=True))
     before = b.shape(past)
     if past and before is None:
         return None
-    if past:
+    earlier = before[3] if before else 0
+    if earlier:
         pair = (b("Gather", past, b.constant(which), axis=0) for which in (0, 1))
         key, value = (b("Concat", old, new, axis=2) for old, new in zip(pair, (key, value), strict=True))
-    earlier = before[3] if before else 0
     lengths = Lengths(shape[0], shape[1], earlier, earlier + shape[1])
     result = attend(b, query, key, value, lengths, scale or 1 / math.sqrt(sizes[0] // heads), attention_bias, mask)
     first = b.constant([0])
@@ -70,7 +70,7 @@ def _multi_head_attention(b: Body) -> list[str] | None:
     query, key, value, bias, padding, attention_bias, past_key, past_value, *sharing = b.operands(10)
     shapes, heads = [b.shape(name) for name in (query, key, value)], b.attribute("num_heads")
     mask, scale = _mask_of(b, padding), b.attribute("scale", 0.0)
-    if any(sharing) or any(shape is None or len(shape) != 3 for shape in shapes):
+    if heads < 1 or any(sharing) or any(shape is None or len(shape) != 3 for shape in shapes):
         return None  # packed, or projected before
     (batch, queries, width), (_, keys, _), (_, _, value_width) = (shape for shape in shapes if shape)
     if b.shape(padding) == (2 * batch,):  # ends and starts: in Attention alone
@@ -82,9 +82,9 @@ def _multi_head_attention(b: Body) -> list[str] | None:
     before = b.shape(past_key)
     if past_key and before is None:
         return None
-    if past_key:
-        key, value = b("Concat", past_key, key, axis=2), b("Concat", past_value, value, axis=2)
     earlier = before[2] if before else 0
+    if earlier:
+        key, value = b("Concat", past_key, key, axis=2), b("Concat", past_value, value, axis=2)
     lengths = Lengths(batch, queries, earlier, earlier + keys)
     result = attend(b, query, key, value, lengths, scale or 1 / math.sqrt(width // heads), attention_bias, mask)
     return None if result is None else [result, key, value]

@@ -15,12 +15,15 @@ import onnx
 from onnx import numpy_helper
 from onnx.helper import get_attribute_value, make_node
 
+from smartmem.errors import ModelError
+from smartmem.frontend.order import describe
 from smartmem.graph.ir import Value
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T", bound="str | None")
 #: The ONNX opset of the nodes that rules write: has Gelu (20), RMSNormalization (23) and Swish (24).
 OPSET = 24
+_REQUIRED = object()
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,25 @@ class Body:
 
     # What the node is
 
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """The node's attribute, strings as text."""
+    def attribute(self, name: str, default: Any = _REQUIRED) -> Any:
+        """The node's attribute, strings as text.
+
+        Raises:
+            ModelError: it is missing, and there is no default.
+        """
         self._unread.discard(name)
         value = self._attributes.get(name, default)
+        if value is _REQUIRED:
+            raise ModelError(f'{describe(self.node)}: required attribute "{name}" is missing; export the model again')
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
     def attributes(self, *names: str) -> dict[str, Any]:
         """Those of the named attributes that the node has."""
         return {name: self.attribute(name) for name in names if name in self._attributes}
+
+    def ignore(self, *names: str) -> None:
+        """These attributes do not change what the operator means."""
+        self._unread.difference_update(names)
 
     def operand(self, index: int) -> str:
         """The name of input `index`, "" where it is absent."""

@@ -20,6 +20,8 @@ def _rotary_embedding(b: Body) -> str | None:
     x, positions, cos, sin = b.operands(4)
     shape, cache, rotated = b.shape(x), b.shape(cos), b.attribute("rotary_embedding_dim", 0)
     heads, interleaved = b.attribute("num_heads", 0), bool(b.attribute("interleaved", 0))
+    if rotated and len(shape or ()) == 3 and not heads:
+        return None
     if b.attribute("is_packed_batching", 0) or b.attribute("scale", 1.0) != 1 or shape is None or cache is None:
         return None
     rows = shape[-2]
@@ -124,7 +126,7 @@ def _projections(b: Body) -> tuple[str, str, str, int] | None:
     """Query, key and value, which may be parts of one operand, and H."""
     query, key, value = b.operands(3)
     shape, heads, groups = b.shape(query), b.attribute("num_heads"), b.attribute("kv_num_heads")
-    if shape is None or len(shape) != 3 or bool(key) != bool(value):
+    if shape is None or len(shape) != 3 or bool(key) != bool(value) or heads < 1 or groups < 1:
         return None
     if key:
         return query, key, value, shape[2] // heads

@@ -12,7 +12,7 @@ from smartmem.frontend.microsoft.body import Body, Rule
 
 def _rms(b: Body) -> str:
     attributes = {"axis": b.attribute("axis", -1), "epsilon": b.attribute("epsilon", 1e-5)}
-    b.attribute("stash_type")
+    b.ignore("stash_type")
     return b("RMSNormalization", *b.operands(2), **attributes)
 
 
@@ -35,7 +35,7 @@ def _embedding(b: Body) -> list[str] | None:
     shape = b.shape(ids)
     if shape is None or len(shape) != 2:
         return None
-    b.attribute("mask_index_type")
+    b.ignore("mask_index_type")
     place = b("Gather", positions, at or b.constant(np.arange(shape[1])))
     total = b.total(b("Gather", words, ids), place, b("Gather", segment, segments) if segments and segment else "")
     result = b("LayerNormalization", total, gamma, beta, axis=-1, epsilon=b.attribute("epsilon", 1e-12))

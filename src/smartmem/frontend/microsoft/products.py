@@ -45,11 +45,10 @@ def _gemm(b: Body) -> str | None:
     """``activation(Gemm(A, B, C))``."""
     product = b("Gemm", *b.operands(3), **b.attributes("alpha", "beta", "transA", "transB"))
     op = b.attribute("activation", "")
-    parameters = {name: b.attribute(f"activation_{name}") for name in _ACTIVATIONS.get(op, ())}
+    parameters = {name: b.attribute(f"activation_{name}", None) for name in _ACTIVATIONS.get(op, ())}
     if op not in _ACTIVATIONS or None in parameters.values():
         return None if op else product
-    for name in ("alpha", "beta", "gamma"):  # the fusion writes all three, whatever the activation
-        b.attribute(f"activation_{name}")
+    b.ignore("activation_alpha", "activation_beta", "activation_gamma")  # those of other activations
     return b(op, product, **parameters)
 
 
@@ -75,7 +74,7 @@ def _bias_softmax(b: Body) -> str | None:
     data, bias = b.operands(2)
     shape = b.shape(data)
     axis = b.attribute("axis", 1)
-    b.attribute("is_inner_broadcast")  # the bias has extents of 1 where it is broadcast, as for Add
+    b.ignore("is_inner_broadcast")  # the bias has extents of 1 where it is broadcast, as for Add
     if shape is None or axis not in (-1, len(shape) - 1):
         return None
     return b("Softmax", b("Add", data, bias), axis=-1)

@@ -87,18 +87,19 @@ def _matmul_of_few_bits(b: Body) -> str | None:
     q and packed zero points have 4 or 8 bits, two 4-bit numbers a byte, the lower half first; a row starts a byte.
     """
     x, packed, scales, zeros, groups, bias = b.operands(6)
-    rows, columns, block, bits = (b.attribute(name, 4) for name in ("N", "K", "block_size", "bits"))
-    b.attribute("accuracy_level")  # the least exactness that is allowed
+    rows, columns, block = (b.attribute(name) for name in ("N", "K", "block_size"))
+    bits = b.attribute("bits", 4)
+    b.ignore("accuracy_level")  # the least exactness that is allowed
     weights, zero, blocks = b.data(packed), b.data(zeros), -(-columns // block)
-    if groups or weights is None or bits not in (4, 8) or b.attribute("weight_prepacked", 0) or not weights.size:
+    if groups or weights is None or bits not in (4, 8) or b.attribute("weight_prepacked", 0):
         return None
-    if zero is None:
-        if zeros:
-            return None
+    if not zeros:
         zero = np.full((rows, blocks), 1 << (bits - 1), np.uint8)
-    elif zero.dtype == np.uint8:
+    elif zero is not None and zero.dtype == np.uint8 and zero.size == rows * -(-blocks * bits // 8):
         zero = _unpacked(zero.reshape(rows, -1), bits)[:, :blocks]
     else:
+        return None
+    if weights.size != rows * blocks * block * bits // 8:
         return None
     numbers = _unpacked(weights.reshape(rows, -1), bits)[:, :columns]
     scale = b.reshape(scales, rows, blocks)
