@@ -20,7 +20,7 @@ from smartmem.frontend.bind import bind_shapes
 from smartmem.frontend.infer import Inference, static_shape
 from smartmem.frontend.inline import Work, inline_branch, inline_function, inline_nested_calls, key_of
 from smartmem.frontend.memory import check_fits
-from smartmem.frontend.microsoft import from_microsoft
+from smartmem.frontend.microsoft import Scope, from_microsoft
 from smartmem.frontend.normalise import Context, normalise
 from smartmem.frontend.order import captures, describe, sort_nodes, subgraphs
 from smartmem.frontend.read import Source, canonical_domain
@@ -56,6 +56,7 @@ class _Importer:
         self._inference = Inference(source.model.ir_version)
         self._scope: dict[str, Value] = {}
         self._known: dict[Value, Array] = {}
+        self._around = Scope(self._fresh, self._find, self._known.get)
         self._nodes: list[Node] = []
         self._operators: list[Operator] = []
         self._names: set[str] = set()
@@ -157,7 +158,7 @@ class _Importer:
         function = self._functions.get(key_of(node))
         if function is not None:
             return inline_function(work, function, self._fresh)
-        contrib = from_microsoft(work, self._fresh)
+        contrib = from_microsoft(work, self._around)
         if contrib is not None and (len(contrib) != 1 or contrib[0].node is not node):
             return contrib
         if contrib:
@@ -205,7 +206,7 @@ class _Importer:
     # Nodes
 
     def _import_node(self, work: Work) -> None:
-        contrib = from_microsoft(work, self._fresh)
+        contrib = from_microsoft(work, self._around)
         work = contrib[0] if contrib else work
         proto, domain = work.node, canonical_domain(work.node.domain)
         schema = schema_of(proto, work.opsets)
