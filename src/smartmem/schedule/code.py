@@ -35,7 +35,6 @@ class KernelCode:
     text: str
     buffers: list[str]
     tasks: int
-
     scratch: int = 0
     weights: dict[str, Array] = field(default_factory=dict)
     family: str = ""
