@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from tests.schedule.test_units import WITH_UNITS, error, needs_units, normal, rounded, text_of
+from tests.schedule.test_units import (
+    WITH_UNITS,
+    assert_same_without_units,
+    error,
+    needs_units,
+    normal,
+    rounded,
+    text_of,
+)
 from tests.support.onnx_models import model
 
 import smartmem
-from smartmem.codegen.target import target_of
 
 Array = np.ndarray
 PACKS = "sm_table_"  # the band finds its pixels by tables
@@ -108,9 +114,4 @@ def test_bytes_with_another_zero(channels: int, monkeypatch: pytest.MonkeyPatch,
     proto, x = model(nodes, {"x": (1, channels, 18, 28)}, {"y": None}, constants), normal(1, 1, channels, 18, 28)
     text = text_of(proto, "fp32", WITH_UNITS)
     assert PACKS in text and "_tile_dpbusd" in text and "sm_fill_64646464" in text
-    with smartmem.compile(proto, threads=2) as compiled:
-        found = compiled(x)
-    monkeypatch.setenv("SMARTMEM_CACHE", str(tmp_path))
-    monkeypatch.setattr("smartmem.codegen.target.target_of", lambda name: replace(target_of(name), units=False))
-    with smartmem.compile(proto, threads=2) as compiled:
-        assert np.array_equal(compiled(x), found)
+    assert_same_without_units(proto, x, monkeypatch, tmp_path)

@@ -40,6 +40,16 @@ def error(got: Array, want: Array) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
+def assert_same_without_units(proto: onnx.ModelProto, x: Array, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """The answer is the same, to the bit, as that of code for a processor without matrix units."""
+    with smartmem.compile(proto, threads=2) as compiled:
+        found = compiled(x)
+    monkeypatch.setenv("SMARTMEM_CACHE", str(cache))
+    monkeypatch.setattr("smartmem.codegen.target.target_of", lambda name: replace(target_of(name), units=False))
+    with smartmem.compile(proto, threads=2) as compiled:
+        assert np.array_equal(compiled(x), found)
+
+
 def product(rows: int, depth: int, columns: int) -> onnx.ModelProto:
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     return model([node], {"x": (rows, depth)}, {"y": None}, {"w": normal(0, depth, columns)})
@@ -149,12 +159,7 @@ def test_products_of_bytes_are_the_same_without_them(
     proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
     assert "_tile_dpbusd" in text_of(proto, "fp32") and "_tile_dpbusd" not in text_of(proto, "fp32", "znver4")
     x = normal(2, 37, depth)
-    with smartmem.compile(proto, threads=2) as compiled:
-        found = compiled(x)
-    monkeypatch.setenv("SMARTMEM_CACHE", str(tmp_path))
-    monkeypatch.setattr("smartmem.codegen.target.target_of", lambda name: replace(target_of(name), units=False))
-    with smartmem.compile(proto, threads=2) as compiled:
-        assert np.array_equal(compiled(x), found)
+    assert_same_without_units(proto, x, monkeypatch, tmp_path)
 
 
 def test_floats_stay_floats_unless_they_may_not() -> None:

@@ -44,20 +44,20 @@ def without_halves(module: Module) -> None:
 
     def widened(name: str) -> list[Stage]:
         """The floats of a tensor at the border, if a stage reads them."""
-        shape = module.types[name][0]
+        shape, dtype = module.types[name]
         if name not in read or shape is None:
             return []
-        body = load(name, coordinates(shape), module.types[name][1])
+        body = load(name, coordinates(shape), dtype)
         return [Stage(floats[name], shape, FLOAT, alu("cast", body, dtype=FLOAT))]
 
     steps: list[Stage | HostOp] = []
     for value in module.inputs:
-        steps += widened(value.name) if value.name in halves else []
+        steps += widened(value.name)
     for step in module.steps:
         if isinstance(step, HostOp):
             steps.append(step)
             for name in step.writes():
-                steps += widened(name) if name in halves else []
+                steps += widened(name)
             continue
         steps.append(_of_floats(step, floats, keep=step.name in rounded))
         if step.name in halves:

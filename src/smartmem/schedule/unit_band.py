@@ -22,7 +22,7 @@ from zlib import crc32
 
 import numpy as np
 
-from smartmem.codegen.c_index import Axes, c_lin
+from smartmem.codegen.c_index import Axes, c_lin, split_by
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import Guard, evaluate
 from smartmem.kernel.expr import Choose, Load
@@ -42,6 +42,8 @@ MOST_STEP = 4  # pixels from one window to the next, and from one tap to the nex
 FULL = 0.75  # of a tile's rows, at least, where each line of results begins a new one
 LINES = 8  # of results that a block has, where there are enough
 CACHE_LINES = 8  # 64 bytes of a pixel: of so many, all pixels of a tile would be in a few sets of L1
+
+Moving = tuple[int, list[int], int]  # a dimension of an image, and the axes of rows and taps that it moves along
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,39 @@ def unit_band(stage: Stage, walk: Walk, storages: Mapping[str, Storage], rows: i
         return None
     if walk.run % form.steps or (walk.fill and form.parts):
         return None
-    found: list[tuple[int, list[int], int]] = []  # a dimension of the image, the rows and the taps it moves along
+    dims = _dimensions(stage, image, rows)
+    if dims is None:
+        return None
+    (y_dim, y_rows, y_tap), (x_dim, x_rows, x_tap), (channel_dim, channel) = dims
+    of_y, of_x = (
+        [g for g in guards if set(axes_of(g.lin)) <= {*axes, tap}] for axes, tap in ((y_rows, y_tap), (x_rows, x_tap))
+    )
+    if len(of_y) + len(of_x) < len(guards):
+        return None
+    y = _along(stage.domain, image.index[y_dim], of_y, y_rows, y_tap)
+    x = _along(stage.domain, image.index[x_dim], of_x, x_rows, x_tap)
+    if y is None or x is None or y.taps * x.taps < LEAST_OVERLAP * y.step * x.step:
+        return None
+    if x.rows < FULL * -(-x.rows // SIDE) * SIDE:
+        return None
+    storage, channels = storages[image.tensor], stage.domain[channel]
+    extents = storage.shape[y_dim], storage.shape[x_dim]
+    at, contiguous = list(image.index), axis_digit(2, channels)
+    at[y_dim], at[x_dim], at[channel_dim] = axis_digit(0, extents[0]), axis_digit(1, extents[1]), contiguous
+    address, moving = split_by(storage.at(tuple(at)), {2})
+    if moving != contiguous:
+        return None
+    lines = channels // form.steps * form.tiles
+    pitch = SIDE * (lines + (lines % CACHE_LINES == 0))
+    moved = {y_tap - space: y.apart * len(x.sources) * pitch, x_tap - space: x.apart * pitch}
+    steps = _steps(walk, channel - space, moved, form)
+    return UnitBand(image.tensor, address, extents, y, x, channels, pitch, steps)
+
+
+def _dimensions(stage: Stage, image: Load, rows: int) -> tuple[Moving, Moving, tuple[int, int]] | None:
+    """Those of an image's lines and pixels, and that of its channels with its axis."""
+    space = len(stage.shape)
+    found: list[Moving] = []
     channel = None
     for dim, value in enumerate(image.index):
         axes = sorted(set(axes_of(value)))
@@ -126,33 +160,10 @@ def unit_band(stage: Stage, walk: Walk, storages: Mapping[str, Storage], rows: i
     lead = [k for k in range(rows) if stage.shape[k] > 1]
     if len(found) != 2 or channel is None or found[0][1] + found[1][1] != lead:
         return None
-    (y_dim, y_rows, y_tap), (x_dim, x_rows, x_tap) = found
-    of_y, of_x = ([g for g in guards if set(axes_of(g.lin)) <= {*rows, tap}] for _, rows, tap in found)
     reduced = {k for k in range(space, len(stage.domain)) if stage.domain[k] > 1}
-    if reduced - {y_tap, x_tap, channel[1]} or len(of_y) + len(of_x) < len(guards):
+    if reduced - {found[0][2], found[1][2], channel[1]}:
         return None
-    y = _along(stage.domain, image.index[y_dim], of_y, y_rows, y_tap)
-    x = _along(stage.domain, image.index[x_dim], of_x, x_rows, x_tap)
-    if y is None or x is None or y.taps * x.taps < LEAST_OVERLAP * y.step * x.step:
-        return None
-    if x.rows < FULL * -(-x.rows // SIDE) * SIDE:
-        return None
-    storage = storages[image.tensor]
-    extents = storage.shape[y_dim], storage.shape[x_dim]
-    at = list(image.index)
-    at[y_dim], at[x_dim] = axis_digit(0, extents[0]), axis_digit(1, extents[1])
-    at[channel[0]] = axis_digit(2, stage.domain[channel[1]])
-    address = storage.at(tuple(at))
-    contiguous = axis_digit(2, stage.domain[channel[1]]).terms
-    if [t for t in address.terms if 2 in set(axes_of(Lin(0, (t,))))] != list(contiguous):
-        return None
-    address = Lin(address.offset, tuple(t for t in address.terms if t not in contiguous))
-    lines = stage.domain[channel[1]] // form.steps * form.tiles
-    pitch = SIDE * (lines + (lines % CACHE_LINES == 0))
-    line = len(x.sources) * pitch
-    moved = {y_tap - space: y.apart * line, x_tap - space: x.apart * pitch}
-    steps = _steps(walk, channel[1] - space, moved, form)
-    return UnitBand(image.tensor, address, extents, y, x, stage.domain[channel[1]], pitch, steps)
+    return found[0], found[1], channel
 
 
 def _along(domain: tuple[int, ...], value: Lin, guards: list[Guard], rows: list[int], tap: int) -> Along | None:

@@ -10,8 +10,7 @@ from smartmem.schedule.code import UnitForm
 from smartmem.schedule.finish import Ending
 from smartmem.schedule.operand_a import even_step, walk_of
 from smartmem.schedule.product import Product, epilogue_row, finishing_tiles, outside, row_pointers
-from smartmem.schedule.unit_band import pack_band
-from smartmem.schedule.unit_band import table as step_table
+from smartmem.schedule.unit_band import pack_band, table
 from smartmem.schedule.units import (
     MOST_FETCHED,
     SIDE,
@@ -59,7 +58,7 @@ def unit_loop(product: Product, form: UnitForm, a_tiles: int, streamed: bool) ->
     blocked = together < steps
     first, final, count = ("kb == 0", f"kb + {together} >= {steps}", "steps") if blocked else ("1", "", str(steps))
     band = p.unit_band
-    table = step_table(p.support, band.steps) if band is not None else ""
+    places = table(p.support, band.steps) if band is not None else ""
     # Each pair of row tiles asks for its part of what comes after the panel.
     panel = steps * form.tiles * product.vectors * TILE
     pairs = -(-tiling.group // TOGETHER)
@@ -91,9 +90,10 @@ def unit_loop(product: Product, form: UnitForm, a_tiles: int, streamed: bool) ->
             apart = band.x.step * band.pitch if band is not None else 0
             name, text = unit_function(tiles, vectors, product.vectors, form, ending, is_final, fetch, apart)
             p.support[name] = text
-            a = f"s + {a_tiles} + (q - g) * {of_tile}{from_block(form.tiles * TILE)}, {of_tile}"
             if band is not None:
-                a = f"aq, {table}{from_block(1)}, ar - aq"
+                a = f"aq, {places}{from_block(1)}, ar - aq"
+            else:
+                a = f"s + {a_tiles} + (q - g) * {of_tile}{from_block(form.tiles * TILE)}, {of_tile}"
             b = f"bp{from_block(form.tiles * product.vectors * TILE)}"
             into = f"{'cq' if keeps else '(float *)0'}, {first}"
             if ending is not None:

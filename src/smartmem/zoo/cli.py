@@ -93,7 +93,7 @@ def quantize_command(
     ] = None,
     method: Annotated[str, typer.Option(help="dynamic, static or fp16.")] = "static",
 ) -> None:
-    """Write a network with weights and activations of eight bits, by ONNX Runtime's tools."""
+    """Write a network with weights and activations of eight bits, or of halves, by ONNX Runtime's tools."""
     from smartmem.zoo.quantize import quantize
 
     target = output or model.with_name(f"{model.stem}-{method}.onnx")

@@ -2,7 +2,6 @@
 
     dynamic   activations when the network runs: DynamicQuantizeLinear, MatMulInteger, ConvInteger
     static    activations by their ranges on random inputs: QuantizeLinear and DequantizeLinear around each operator
-
     fp16      all floats as halves, inputs and outputs too
 
 Weights of the first two are int8, with a scale for each output channel if static; activations uint8.

@@ -51,10 +51,9 @@ def _attention(b: Body) -> list[str] | None:
     b.ignore("rotary_embedding_dim")
     parts = b.split(b.total(b("MatMul", x, weights), bias), sizes, axis=-1)
     query, key, value = (in_heads(b, part, heads, size // heads) for part, size in zip(parts, sizes, strict=True))
-    before = b.shape(past)
-    if past and before is None:
+    earlier = past_keys(b, past, axis=3)
+    if earlier is None:
         return None
-    earlier = before[3] if before else 0
     if earlier:
         pair = (b("Gather", past, b.constant(which), axis=0) for which in (0, 1))
         key, value = (b("Concat", old, new, axis=2) for old, new in zip(pair, (key, value), strict=True))
@@ -79,15 +78,22 @@ def _multi_head_attention(b: Body) -> list[str] | None:
     if bias:
         parts = [b("Add", part, added) for part, added in zip(parts, b.split(bias, sizes, axis=0), strict=True)]
     query, key, value = (in_heads(b, part, heads, size // heads) for part, size in zip(parts, sizes, strict=True))
-    before = b.shape(past_key)
-    if past_key and before is None:
+    earlier = past_keys(b, past_key)
+    if earlier is None:
         return None
-    earlier = before[2] if before else 0
     if earlier:
         key, value = b("Concat", past_key, key, axis=2), b("Concat", past_value, value, axis=2)
     lengths = Lengths(batch, queries, earlier, earlier + keys)
     result = attend(b, query, key, value, lengths, scale or 1 / math.sqrt(width // heads), attention_bias, mask)
     return None if result is None else [result, key, value]
+
+
+def past_keys(b: Body, past: str, axis: int = 2) -> int | None:
+    """P of an operand that holds earlier keys, 0 where it is absent, None where that depends on data."""
+    shape = b.shape(past)
+    if past and shape is None:
+        return None
+    return shape[axis] if shape else 0
 
 
 def _mask_of(b: Body, keys: str) -> Mask:

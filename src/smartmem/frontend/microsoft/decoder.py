@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from smartmem.frontend.microsoft.attention import Lengths, Mask, attend, in_heads
+from smartmem.frontend.microsoft.attention import Lengths, Mask, attend, in_heads, past_keys
 from smartmem.frontend.microsoft.body import Body, Rule
 
 
@@ -97,10 +97,10 @@ def _grouped_attention(b: Body) -> list[str] | None:
 
 def _lengths(b: Body) -> Lengths | None:
     """What the rule of GroupQueryAttention can express, see there."""
-    shape, before, total = b.shape(b.operand(0)), b.shape(b.operand(3)), b.data(b.operand(6))
-    if shape is None or total is None or (b.operand(3) and before is None):
+    shape, past, total = b.shape(b.operand(0)), past_keys(b, b.operand(3)), b.data(b.operand(6))
+    if shape is None or total is None or past is None:
         return None
-    batch, rows, past = shape[0], shape[1], before[2] if before else 0
+    batch, rows = shape[0], shape[1]
     if total.size != 1 or int(total.reshape(-1)[0]) != past + rows or (past and batch > 1):
         return None
     return Lengths(batch, rows, past, past + rows)

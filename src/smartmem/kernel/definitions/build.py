@@ -2,7 +2,8 @@
 
 Arithmetic is never done in float16 or bfloat16: `read` casts such a load to float32 and `Stages.output` casts the
 result back, so those dtypes appear in loads, casts and bare copies only. Each rounding to half precision then happens
-where ONNX has a tensor, and a target needs conversions but no half arithmetic.
+where ONNX has a tensor, and a target needs conversions but no half arithmetic. Inside of a model `passes.halves` leaves
+the roundings out.
 """
 
 from __future__ import annotations
