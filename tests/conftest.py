@@ -4,13 +4,14 @@ command line on a fake compiler."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support import fake_compiler
 
+import smartmem.api
 import smartmem.compiler
 from smartmem import cli
 from smartmem.device import Device
@@ -21,6 +22,14 @@ from smartmem.runtime.opencl.devices import select
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/ anew")
     parser.addoption("--all-node-tests", action="store_true", help="all node tests of onnx on the device")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_cache() -> Iterator[None]:
+    """Tests compile every network at every level, and few of these again: the cache keeps the last of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smartmem.api, "CACHED_BYTES", 1 << 30)
+        yield
 
 
 @pytest.fixture(scope="session")

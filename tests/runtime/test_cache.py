@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import types
 import warnings
 
 import numpy as np
@@ -109,6 +111,21 @@ def test_clear_usage_trim(tmp_path):
     assert (files, size) == (4, 200 + 2 * len("key 0"))
     assert cache.clear() == (files, size)
     assert cache.usage() == (0, 0)
+
+
+@pytest.mark.parametrize("free, left", [(10000, 4), (200, 3), (0, 2)])
+def test_a_disk_that_is_almost_full(tmp_path, monkeypatch, free, left):
+    """Entries take no more than half of what would be free without them; what was used last stays."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
+    cache = Cache(tmp_path)
+    for index in range(4):
+        path = cache.add("models", f"key {index}", ".smem", bytes(100))
+        os.utime(path.with_suffix(".key"), (index, index))
+    cache.trim("models", 1000)
+    assert [bool(cache.find("models", f"key {i}", ".smem")) for i in range(4)] == [i >= 4 - left for i in range(4)]
+    large = cache.add("large", "key", ".smem", bytes(1000))
+    cache.trim("large", 100)
+    assert large.is_file()
 
 
 def make_model(folder, value=1.0, external=False):

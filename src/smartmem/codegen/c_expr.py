@@ -68,6 +68,7 @@ class Context:
         inner: axes of the loops between that place and the code.
         once: where loads of tensors of one element go.
         streams: whether the kernel's result is stored past the caches, as none holds it.
+        zero: of the kernel's result, if that is stored as bytes (`Storage.zero`).
         rounded: local tensors that come from sums, whose last bits mean nothing.
     """
 
@@ -81,10 +82,15 @@ class Context:
     inner: frozenset[int] = frozenset()
     once: Mark | None = None
     streams: bool = False
+    zero: int | None = None
     rounded: frozenset[str] = frozenset()
 
     def scalar(self) -> Context:
         return replace(self, lane=None)
+
+    def stored(self, value: str, vector: bool) -> str:
+        """What is stored of a value of the kernel's result."""
+        return plus(value, self.zero or 0, vector)
 
 
 def _scalar_type(dtype: DType) -> str:
@@ -178,6 +184,8 @@ class Emitter:
             return reader(self, node.index)
         storage, pointer = self.context.storages[node.tensor], self.context.pointers[node.tensor]
         address = storage.at(node.index)
+        if storage.zero is not None:
+            return self._load_bytes(pointer, address, storage.zero)
         if self.context.once is not None and address.is_constant:
             text = f"{pointer}[{c_lin(address, self.context.axes)}]"
             return Value(self.writer.hoist(self.context.once, text, _scalar_type(node.dtype)))
@@ -211,6 +219,19 @@ class Emitter:
             if lane.count:
                 text = f"sm_load_strided_n({pointer} + {where}, {step}, {lane.count}, 0.0f)"
         return self.name(text, dtype, True)
+
+    def _load_bytes(self, pointer: str, address: Lin, zero: int) -> Value:
+        """The float, or the vector of floats, that lies in memory as a byte."""
+        lane, where, kind = self.context.lane, self.address(address), np.dtype(np.float32)
+        step = 0 if lane is None else along(address, lane.axis, lane.extent, lane.width).stride
+        if lane is None or step == 0:
+            return self.name(plus(f"(float){pointer}[{where}]", -zero, False), kind, False)
+        if step == 1:
+            text = f"sm_load_bytes_n({pointer} + {where}, {lane.count})" if lane.count else (
+                f"sm_load_bytes({pointer} + {where})")
+            return self.name(plus(text, -zero, True), kind, True)
+        found = self._load_irregular(pointer, address, kind)
+        return self.name(plus(found.text, -zero, True), kind, True) if zero else found
 
     def address(self, value: Lin) -> str:
         """An element address as C; its loop-invariant part is hoisted if it would divide in every iteration."""
@@ -338,6 +359,14 @@ class Emitter:
         start = f"{self.context.pointers[table.tensor]} + {c_lin(address, self.context.axes)}"
         text = f"sm_gather({start}, sm_to_int({at.text}))" if at.vector else f"({start})[(long){at.text}]"
         return self.name(text, node.dtype, at.vector)
+
+
+def plus(text: str, number: int, vector: bool) -> str:
+    """A float, or a vector of floats, and a number more, as C."""
+    if number == 0:
+        return text
+    size = f"{abs(number)}.0f"
+    return f"{text} {'-' if number < 0 else '+'} {f'sm_splat({size})' if vector else size}"
 
 
 def lane_free(guards: tuple[Guard, ...], lane: Lane) -> bool:

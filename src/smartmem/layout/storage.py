@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smartmem.index.lin import Digit, Lin, lin
 from smartmem.index.substitute import substitute
@@ -26,6 +26,7 @@ class Storage:
         dtype: of its elements.
         address: element offset in the buffer, over the tensor's axes.
         elements: size of the buffer, in elements.
+        zero: of floats that lie in memory as bytes (uint8): each is the byte less this. None: elements lie as they are.
     """
 
     buffer: str
@@ -33,6 +34,7 @@ class Storage:
     dtype: DType
     address: Lin
     elements: int
+    zero: int | None = None
 
     @property
     def bytes(self) -> int:
@@ -42,6 +44,10 @@ class Storage:
     def at(self, coords: Sequence[Lin]) -> Lin:
         """The element offset of a coordinate that is given as Lins over other axes."""
         return substitute(self.address, tuple(coords), self.shape)
+
+    def flat(self) -> Storage:
+        """The whole buffer, whose one coordinate is the element offset."""
+        return replace(dense(self.buffer, (self.elements,), self.dtype), zero=self.zero)
 
     def show(self, names: str = "nchwdefg") -> str:
         """The digits from outermost to innermost: ``n h w c``."""

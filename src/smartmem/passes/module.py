@@ -69,6 +69,7 @@ class Module:
         kernels: kernels and host operators, in order; made by `fuse`.
         windows: tensors that are stored inside others (the pieces of a Concat).
         storages: where each tensor lies; made by `select_layout`.
+        words: names for the memory of tensors of bytes, four of them in the place of a float (`store_bytes`).
         nodes: operators of the input graph.
         fates: of its layout operators, by node name.
         definitions: the stages as `lower` made them, by tensor: what each operator is on its own.
@@ -92,6 +93,7 @@ class Module:
     kernels: list[Kernel | HostOp] = field(default_factory=list)
     windows: dict[str, Window] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
     nodes: int = 0
     fates: dict[str, Fate] = field(default_factory=dict)
     definitions: dict[str, Stage] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from smartmem.passes.select_layout import select_layout
 from smartmem.passes.simplify import simplify
 from smartmem.passes.split_products import split_for_cores, split_products
 from smartmem.passes.split_reductions import split_reductions
+from smartmem.passes.store_bytes import store_bytes
 from smartmem.passes.table_products import table_products
 from smartmem.passes.tabulate import tabulate
 from smartmem.passes.trace import trace
@@ -83,6 +84,8 @@ def run_passes(
         passes.append(("gelus", gelus))
     choose = rank >= LEVELS.index("layout")
     passes.append(("select_layout", lambda m: select_layout(m, choose, tuned)))
+    if tuned and bytes_pay:
+        passes.append(("store_bytes", store_bytes))
     if tuned:
         passes.append(("narrow_indices", narrow_indices))
     passes.append(("prove", _prove_all))

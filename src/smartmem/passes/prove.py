@@ -48,7 +48,7 @@ def prove_order(module: Module) -> None:
             if name not in written:
                 raise CompilerError(f"{_title(step)} reads {name}, which nothing has computed; please report this")
         for name in [step.tensor] if isinstance(step, Kernel) else step.writes():
-            written.add(name)
+            written |= {name, *(words for words, of in module.words.items() if of == name)}
             while name in module.windows:  # the last piece completes the whole
                 parent = module.windows[name].parent
                 missing[parent].discard(name)

@@ -63,7 +63,7 @@ def select_layout(module: Module, choose: bool, tuned: bool = False) -> None:
     """Fills `module.storages`; with `choose` False every tensor is row-major.
 
     With `tuned` packed operands and stores ask as schedules for CPUs treat them (`requests`), and rows keep apart
-    (`_padding`).
+    (`padding_of`).
     """
     wishes = requests(module, squares=tuned) if choose else {}
     fixed = row_major(module)
@@ -71,7 +71,7 @@ def select_layout(module: Module, choose: bool, tuned: bool = False) -> None:
         if shape is None or name in module.windows:
             continue
         digits = order_digits(shape, _choice(wishes.get(name), shape))
-        padding = _padding(digits, dtype.itemsize) if tuned and name not in fixed else 0
+        padding = padding_of(digits, dtype.itemsize) if tuned and name not in fixed else 0
         module.storages[name] = dense(name, shape, dtype, digits, padding)
     for name in module.windows:
         _window(name, module)
@@ -82,7 +82,7 @@ def select_layout(module: Module, choose: bool, tuned: bool = False) -> None:
             module.layouts.append({"tensor": name, "layout": storage.show(), "asked_by": asked})
 
 
-def _padding(digits: Sequence[Digit], itemsize: int) -> int:
+def padding_of(digits: Sequence[Digit], itemsize: int) -> int:
     """Elements to leave free after each row, so that the same column of successive rows lies in different sets of L1.
 
     A register tile reads up to 14 rows at a time, a packing of attention's keys 16: rows of a multiple of 4 KiB would

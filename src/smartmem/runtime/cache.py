@@ -91,16 +91,23 @@ class Cache:
         return path
 
     def trim(self, kind: str, most_bytes: int) -> None:
-        """Delete the entries of `kind` that were not used for longest until the rest fits into `most_bytes`."""
+        """Delete the entries of `kind` that were not used for longest until the rest fits into `most_bytes`.
+
+        And into half of what the disk would have free without them. The entry that was used last stays in any case.
+        """
         if self.root is None:
             return
+        import shutil
+
         files = []
         for path in (self.root / kind).glob("*/*"):
             with contextlib.suppress(OSError):
                 if path.suffix != ".key":
                     files.append((_used(path), path.stat().st_size, path))
         total = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
+        with contextlib.suppress(OSError):
+            most_bytes = min(most_bytes, (shutil.disk_usage(self.root).free + total) // 2)
+        for _, size, path in sorted(files)[:-1]:
             if total <= most_bytes:
                 break
             for victim in (path, path.with_suffix(".key")):

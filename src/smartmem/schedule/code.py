@@ -103,18 +103,21 @@ class Target:
 
 
 class Arguments:
-    """The pointer parameters of a kernel: one per buffer, shared by all tensors that lie in it."""
+    """The pointer parameters of a kernel: one per buffer and type, shared by all tensors that lie in it."""
 
     def __init__(self) -> None:
-        self.buffers: list[str] = []
-        self._types: list[str] = []
+        self._pointers: list[tuple[str, str]] = []  # buffer, C type of what is read
 
     def pointer(self, buffer: str, c_type: str) -> str:
         """The C variable for a buffer."""
-        if buffer not in self.buffers:
-            self.buffers.append(buffer)
-            self._types.append(c_type)
-        return f"p{self.buffers.index(buffer)}"
+        if (buffer, c_type) not in self._pointers:
+            self._pointers.append((buffer, c_type))
+        return f"p{self._pointers.index((buffer, c_type))}"
+
+    @property
+    def buffers(self) -> list[str]:
+        """The buffers in the order of the pointers; one that is read as two types comes twice."""
+        return [buffer for buffer, _ in self._pointers]
 
     def tensors(self, names: list[str], storages: Mapping[str, Storage]) -> dict[str, str]:
         """Pointer variables of tensors."""
@@ -123,7 +126,7 @@ class Arguments:
     def declarations(self, written: str) -> list[str]:
         """``const float *p0 = args[0];`` lines; the pointer to `written` is not const."""
         lines = []
-        for number, (buffer, c_type) in enumerate(zip(self.buffers, self._types, strict=True)):
+        for number, (buffer, c_type) in enumerate(self._pointers):
             const = "" if buffer == written else "const "
             lines.append(f"{const}{c_type} *restrict p{number} = args[{number}];")
         return lines

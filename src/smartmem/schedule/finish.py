@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Emitter, Lane, Value
+from smartmem.codegen.c_expr import Emitter, Lane, Value, plus
 from smartmem.codegen.c_index import along, c_lin, split_by
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of
@@ -39,14 +39,33 @@ class Unfit(Exception):
 class Source:
     """What the tile reads or stores: columns side by side, or one number for all of them (not `lanes`).
 
-    Rows are `step` floats apart, or start where the table of that number says; `start` is the C pointer to the first of
-    the tile, for the kernel that calls it.
+    Rows are `step` elements apart, or start where the table of that number says; `start` is the C pointer to the first
+    of the tile, for the kernel that calls it. Elements are floats, or bytes that are `zero` more (see `Storage`).
     """
 
     start: str
     step: int
     lanes: bool
     table: int | None = None
+    zero: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The C type of an element."""
+        return "float" if self.zero is None else "uint8_t"
+
+    def load(self, place: str, count: str | None) -> str:
+        """A vector of its elements, or the first of one, as C."""
+        if self.zero is None:
+            return f"sm_load_n({place}, {count}, 0.0f)" if count else f"sm_load({place})"
+        loaded = f"sm_load_bytes_n({place}, {count})" if count else f"sm_load_bytes({place})"
+        return plus(loaded, -self.zero, True)
+
+    def store(self, place: str, value: str, count: str | None, streams: bool) -> str:
+        """The statement that stores a vector, or the first of one."""
+        bytes_, part = "" if self.zero is None else "_bytes", f", {count}" if count else ""
+        call = "sm_stream" if streams and not (bytes_ or part) else f"sm_store{bytes_}{'_n' if part else ''}"
+        return f"{call}({place}, {plus(value, self.zero or 0, True)}{part});"
 
     @property
     def is_shared(self) -> bool:
@@ -82,7 +101,7 @@ class Finish:
 
     def key(self) -> str:
         """The same for what finishes alike, wherever its operands lie."""
-        shapes = [(source.step, source.lanes, source.table) for source in (*self.sources, self.target)]
+        shapes = [(source.step, source.lanes, source.table, source.zero) for source in (*self.sources, self.target)]
         facts = repr((self.lines, self.result, shapes, self.streams))
         return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
@@ -110,7 +129,8 @@ class Ending:
     def parameters(self) -> str:
         """Of the function in C, after those of every tile."""
         texts = ["const float *c"] if self.partial else []
-        texts += ["float *restrict out", *(f"const float *restrict in{k}" for k in range(len(self.finish.sources)))]
+        texts.append(f"{self.finish.target.kind} *restrict out")
+        texts += [f"const {source.kind} *restrict in{k}" for k, source in enumerate(self.finish.sources)]
         texts += [f"const long *rows{k}" for k in range(len(self.finish.tables))]
         return ", ".join([*texts, "long count"] if self.tail else texts)
 
@@ -127,9 +147,7 @@ class Ending:
         Sums in registers want all rows unrolled, sums in memory (`unroll`) a few.
         """
         finish, vectors = self.finish, self.vectors
-
-        def load(pointer: str) -> str:
-            return f"sm_load_n({pointer}, left[j], 0.0f)" if self.tail else f"sm_load({pointer})"
+        count = "left[j]" if self.tail else None
 
         down = (f"#pragma GCC unroll {unroll or rows}", f"for (int i = 0; i < {rows}; ++i)")
         across = (f"#pragma GCC unroll {vectors}", f"for (int j = 0; j < {vectors}; ++j)")
@@ -139,20 +157,21 @@ class Ending:
             lines += ["    left[j] = count < j * SM_W ? 0 : count < (j + 1) * SM_W ? count - j * SM_W : SM_W;"]
         shared = [k for k, source in enumerate(finish.sources) if source.is_shared and source.lanes]
         for k in shared:
-            lines += [f"f32v same{k}[{vectors}];", *across, f"    same{k}[j] = {load(f'in{k} + j * SM_W')};"]
+            lines += [f"f32v same{k}[{vectors}];", *across, f"    same{k}[j] = {finish.sources[k].load(f'in{k} + j * SM_W', count)};"]
         before = f" + sm_load(c + (i * {self.partial} + j) * SM_W)" if self.partial else ""
         lines += [*down, *across, "{", f"    const f32v sum = {held}{before};"]
         for k, source in enumerate(finish.sources):
             at = source.row(f"in{k}")
             if not source.lanes:
-                lines.append(f"    const float x{k} = *({at});")
+                lines.append(f"    const float x{k} = {plus(f'*({at})', -(source.zero or 0), False)};")
             else:
-                lines.append(f"    const f32v x{k} = {f'same{k}[j]' if k in shared else load(f'{at} + j * SM_W')};")
+                loaded = f"same{k}[j]" if k in shared else source.load(f"{at} + j * SM_W", count)
+                lines.append(f"    const f32v x{k} = {loaded};")
         lines += [f"    {line}" for line in finish.lines]
         at = f"{finish.target.row('out')} + j * SM_W"
-        store = f"{'sm_stream' if finish.streams else 'sm_store'}({at}, {finish.result});"
+        store = finish.target.store(at, finish.result, None, finish.streams)
         if self.tail:
-            store = f"if (left[j] < SM_W) sm_store_n({at}, {finish.result}, left[j]); else {store}"
+            store = f"if (left[j] < SM_W) {finish.target.store(at, finish.result, count, False)} else {store}"
         lines.append(f"    {store}")
         return "\n".join(line if line.startswith("#") else f"    {line}" for line in (*lines, "}"))
 
@@ -185,10 +204,10 @@ def finish_of(e: RowEmitter, stage: Stage, epilogue: list[Stage], width: int) ->
 def _target(e: RowEmitter, stage: Stage, emitter: _TileEmitter) -> Source:
     p = e.pipeline
     if stage is p.stages[-1]:
-        storage = p.storages[p.kernel.tensor]
-        if storage.dtype != np.float32:
+        storage, address = p.storages[p.kernel.tensor], e.output_address(p.flats[stage.name])
+        if storage.dtype != np.float32 and storage.zero is None:
             raise Unfit
-        return emitter.source(e.pointers[p.kernel.tensor], e.output_address(p.flats[stage.name]), whole=True)
+        return replace(emitter.source(e.pointers[p.kernel.tensor], address, whole=True), zero=storage.zero)
     place = p.places[stage.name]
     if place.kind != "block" or place.first:
         raise Unfit
@@ -216,7 +235,8 @@ class _TileEmitter(Emitter):
         local = next((s for s in p.stages if s.name == node.tensor), None)
         if local is None:
             storage = self.context.storages[node.tensor]
-            return self._read(self.source(self.context.pointers[node.tensor], storage.at(node.index)))
+            found = self.source(self.context.pointers[node.tensor], storage.at(node.index))
+            return self._read(replace(found, zero=storage.zero))
         place = p.places[local.name]
         if place.kind == "column" and place.index == "r":
             return self._read(Source(f"s + {place.offset} + i", 1, False))

@@ -116,10 +116,11 @@ def schedule(
     names = {axis: f"i{axis}" for axis in range(len(nest.extents))}
     axes = Axes(names, nest.extents)
     axes = replace(axes, lookup=lookup_renderer(storages, pointers))
-    flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in inputs}
+    flat = {name: storages[name].flat() for name in inputs}
     streams = target.streams(storages[kernel.tensor].bytes)
     # Loads of the nest are addresses already.
-    context = Context(axes, flat, pointers, lane=lane, streams=streams, once=writer.mark())
+    zero = storages[kernel.tensor].zero
+    context = Context(axes, flat, pointers, lane=lane, streams=streams, zero=zero, once=writer.mark())
     jam = find_jam(nest, kernel, lane, target)
     plan = Tasks.of(nest, kernel, lane, jam)
     with writer.loop("t", "end", "begin"), ExitStack() as loops:
@@ -359,7 +360,7 @@ def _store(
     lane, dtype = context.lane, kernel.output.dtype
     where = c_lin(nest.store, context.axes)
     if lane is None:
-        writer.line(f"{pointer}[{where}] = {value.text};")
+        writer.line(f"{pointer}[{where}] = {context.stored(value.text, False)};")
         return
     store_vector(writer, context, pointer, nest.store, emitter.as_vector(value, dtype), dtype)
 
@@ -374,11 +375,17 @@ def store_vector(writer: Writer, context: Context, pointer: str, address: Lin, v
     suffix = "_n" if lane.count else ""
     kind = "bool" if dtype == np.bool_ else ""
     integral = dtype.kind in "iu"  # of lanes that are floats until here
+    if context.zero is not None and step == 1:
+        writer.line(f"sm_store_bytes{suffix}({pointer} + {where}, {context.stored(value, True)}{count});")
+        return
+    if context.zero is not None:
+        text, value = context.stored(value, True), writer.fresh()
+        writer.line(f"const f32v {value} = {text};")
     if step == 1 and context.streams and dtype == np.float32 and not count:
         writer.line(f"sm_stream({pointer} + {where}, {value});")
     elif step == 1 and not integral:
         writer.line(f"sm_store{'_' + kind if kind else ''}{suffix}({pointer} + {where}, {value}{count});")
-    elif step is not None and not kind and not integral:
+    elif step is not None and not kind and not integral and context.zero is None:
         writer.line(f"sm_store_strided{suffix}({pointer} + {where}, {step}, {value}{count});")
     else:
         index = writer.fresh("l")

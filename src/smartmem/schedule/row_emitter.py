@@ -204,9 +204,10 @@ class RowEmitter:
         axes = replace(axes, lookup=lookup_renderer(self.pipeline.storages, self.pointers))
         local = {s.name: self._reader(s) for s in self.pipeline.stages[:-1]}
         lookup = vector_lookup(self.pipeline.storages, self.pointers)
+        zero = self.pipeline.storages[self.pipeline.kernel.tensor].zero
         return Context(
             axes, self.pipeline.storages, self.pointers, local, lane, lookup, once=self.once, streams=self.streams,
-            rounded=self.rounded,
+            zero=zero, rounded=self.rounded,
         )  # fmt: skip
 
     def _reader(self, stage: Stage) -> LocalReader:
@@ -389,7 +390,8 @@ class RowEmitter:
                 continue
             if stage is self.pipeline.stages[-1]:
                 where = c_lin(self.output_address(flat), emitter.context.axes)
-                w.line(f"{self.pointers[self.pipeline.kernel.tensor]}[{where}] = {value.text};")
+                stored = emitter.context.stored(value.text, False)
+                w.line(f"{self.pointers[self.pipeline.kernel.tensor]}[{where}] = {stored};")
             else:
                 w.line(f"s[{self.pipeline.places[stage.name].row} + n] = {value.text};")
             self.values[stage.name] = value
@@ -418,8 +420,8 @@ class RowEmitter:
         if stage is self.pipeline.stages[-1]:
             flat = self.pipeline.flats[stage.name]
             context = self.context(flat, None)
-            address = self.output_address(flat)
-            w.line(f"{self.pointers[self.pipeline.kernel.tensor]}[{c_lin(address, context.axes)}] = {value.text};")
+            where, stored = c_lin(self.output_address(flat), context.axes), context.stored(value.text, False)
+            w.line(f"{self.pointers[self.pipeline.kernel.tensor]}[{where}] = {stored};")
             return
         place = self.pipeline.places[stage.name]
         name = w.fresh("row")

@@ -95,7 +95,7 @@ def _emit(pipeline: Pipeline) -> KernelCode:
     for buffer in packed.buffers:
         arguments.pointer(buffer, "float")
     written = storages[kernel.tensor].buffer
-    pointers[kernel.tensor] = arguments.pointer(written, C_TYPES[kernel.output.dtype.name])
+    pointers[kernel.tensor] = arguments.pointer(written, C_TYPES[storages[kernel.tensor].dtype.name])
     for line in arguments.declarations(written):
         writer.line(line)
     task = divide_work(pipeline, pipeline.flats[pipeline.stages[-1].name].columns)

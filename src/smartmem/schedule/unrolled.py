@@ -52,9 +52,10 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
     for line in arguments.declarations(storages[kernel.tensor].buffer):
         writer.line(line)
     names = {axis: f"i{axis}" for axis in range(nest.space)}
-    flat = {name: dense(name, (storages[name].elements,), storages[name].dtype) for name in kernel.inputs()}
+    flat = {name: storages[name].flat() for name in kernel.inputs()}
     streams = target.streams(storages[kernel.tensor].bytes)
-    context = Context(Axes(names, nest.extents), flat, pointers, lane=lane, streams=streams)
+    zero = storages[kernel.tensor].zero
+    context = Context(Axes(names, nest.extents), flat, pointers, lane=lane, streams=streams, zero=zero)
     results = _results(nest, chosen)
     guards = tuple(
         dict.fromkeys(g for body, _ in results for n in walk(body) if isinstance(n, Choose) for g in n.guards)

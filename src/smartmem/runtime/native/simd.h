@@ -278,6 +278,29 @@ SM_INLINE i32v sm_load_i8_n(const signed char *p, long n) {
     return sm_load_i8(t);
 }
 
+/* Floats that lie in memory as bytes: integers from 0 to 255. */
+SM_INLINE f32v sm_load_bytes(const unsigned char *p) { return sm_to_float(sm_load_u8(p)); }
+
+SM_INLINE f32v sm_load_bytes_n(const unsigned char *p, long n) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    return (f32v)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1u), p)));
+#else
+    return sm_to_float(sm_load_u8_n(p, n));
+#endif
+}
+
+SM_INLINE void sm_store_bytes(unsigned char *p, f32v v) {
+    *(sm_u8v_mem *)p = __builtin_convertvector(sm_to_int(v), sm_u8v_mem);
+}
+
+SM_INLINE void sm_store_bytes_n(unsigned char *p, f32v v, long n) {
+#if defined(__AVX512F__)
+    _mm512_mask_cvtepi32_storeu_epi8(p, (__mmask16)((1u << n) - 1u), (__m512i)sm_to_int(v));
+#else
+    for (long i = 0; i < n; i++) p[i] = (unsigned char)v[i];
+#endif
+}
+
 SM_INLINE i32v sm_load_bool(const unsigned char *p) { return (i32v)(sm_load_u8(p) != sm_splat_i(0)); }
 SM_INLINE i32v sm_load_bool_n(const unsigned char *p, long n) { return (i32v)(sm_load_u8_n(p, n) != sm_splat_i(0)); }
 
