@@ -31,8 +31,9 @@ class Quantized:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Any] = {}
 
-    def activation(self, x: str, scale: float = 0.05) -> str:
+    def activation(self, x: str) -> str:
         """`x` as integers, and back."""
+        scale = RANDOM.uniform(0.04, 0.06)
         zero = self.kind(100 if self.kind == np.uint8 else -20)
         self.constants |= {f"{x}.s": np.float32(scale), f"{x}.z": zero}
         self.nodes += [
@@ -82,7 +83,9 @@ def block(kind: Any, channels: int = 32, side: int = 10) -> onnx.ModelProto:
 
 def as_bytes(proto: onnx.ModelProto, march: str = WITH_BYTES) -> list[str]:
     """The activations that lie in memory as bytes."""
-    return [slot.name for slot in build_program(proto, march=march).slots if (slot.kind, slot.dtype) == ("arena", "uint8")]
+    return [
+        slot.name for slot in build_program(proto, march=march).slots if (slot.kind, slot.dtype) == ("arena", "uint8")
+    ]
 
 
 def agree(proto: onnx.ModelProto, x: Array, march: str = "native") -> None:

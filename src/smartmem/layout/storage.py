@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from smartmem.index.lin import Digit, Lin, lin
 from smartmem.index.substitute import substitute
@@ -34,7 +34,7 @@ class Storage:
     dtype: DType
     address: Lin
     elements: int
-    zero: int | None = None
+    zero: int | None = field(default=None, kw_only=True)
 
     @property
     def bytes(self) -> int:

@@ -18,12 +18,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from smartmem.index.lin import axes_of
 from smartmem.index.map import IndexMap
 from smartmem.kernel.expr import Alu, Choose, Expr, Iota, Load, cost, load, loads, operands, rebuild, walk
 from smartmem.kernel.stage import Kernel, Stage, inline, reindex, tensors_read
 from smartmem.passes.byte_products import TOGETHER
 from smartmem.passes.classify import Legality, Mapping, legality, mapping_of
+from smartmem.passes.exact_casts import Integers
 from smartmem.passes.join_rows import join_rows
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule import rows
@@ -63,10 +66,16 @@ class _Fuser:
     pinned: set[str] = field(default_factory=set)
     constants: set[str] = field(default_factory=set)
     consumers: dict[str, list[Kernel | HostOp]] = field(default_factory=dict)
+    integers: Integers | None = None
 
     def run(self) -> None:
         self.pinned = self.module.pinned()
         self.constants = set(self.module.constants)
+        if self.module.has_bytes():
+            self.integers = Integers(self.module)
+            for step in self.module.steps:
+                if isinstance(step, Stage):
+                    self.integers.add(step)
         for step in self.module.steps:
             self.kernels.append(step if isinstance(step, HostOp) else _kernel(step, self.constants))
         for kernel in self.kernels:
@@ -199,6 +208,8 @@ class _Fuser:
         stage, user = producer.output, consumer.output
         if _repeats(stage, user) > MAX_REPEAT and cost(stage.body) > CHEAP:
             return None
+        if self._narrows(stage) and len(set(consumer.inputs()) - self.constants) > 1 and self._can_follow(producer):
+            return None  # two products meet: what one of them stores for the other is a byte
         if (_repeats(stage, user) > 1 or _packs(user)) and (
             _is_heavy(producer)
             or (_is_heavy(consumer) and cost(stage.body) > CHEAP)
@@ -206,6 +217,13 @@ class _Fuser:
         ):
             return None
         return Kernel.of(inline(user, stage))
+
+    def _narrows(self, stage: Stage) -> bool:
+        """Whether all that a stage computes are integers of eight bits (see `store_bytes`)."""
+        if self.integers is None:
+            return False
+        held = self.integers.range(stage.body)
+        return held.within(np.dtype(np.uint8)) or held.within(np.dtype(np.int8))
 
     def _can_follow(self, kernel: Kernel) -> bool:
         """Whether a pointwise kernel can be the epilogue of one that computes an operand for it alone.

@@ -8,7 +8,8 @@ A product of bytes reads four of them in the place of a float, and finds them in
 
     pack4(q[m, 4*j], q[m, 4*j + 1], q[m, 4*j + 2], q[m, 4*j + 3])     ->     q.words[m, j]
 
-where q.words is another name for the memory of q. A kernel that only packs is gone.
+where q.words is another name for the memory of q. A kernel that only packs is gone, and one that packs what it has
+computed stores bytes instead, from registers.
 
 In: kernels and storages. Out: the same with other storages, and loads of words. For targets with products of bytes; a
 tensor that a product would read in another way stays as it is.
@@ -18,19 +19,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from smartmem.index.lin import Digit, Lin, lin
-from smartmem.kernel.expr import Alu, Const, Expr, Iota, Load, load, loads, operands, rebuild, walk, with_operands
+from smartmem.index.lin import Digit, axes_of, axis_digit, lin
+from smartmem.index.map import IndexMap
+from smartmem.index.substitute import substitute
+from smartmem.kernel.expr import Alu, Const, Expr, Iota, Load, load, loads, rebuild, walk, with_operands
 from smartmem.kernel.stage import Kernel, Stage
 from smartmem.layout.storage import Storage, dense
 from smartmem.passes.byte_products import TOGETHER
-from smartmem.passes.exact_casts import Integers
+from smartmem.passes.exact_casts import Integers, Range
 from smartmem.passes.module import Module
 from smartmem.passes.select_layout import padding_of, row_major
 from smartmem.schedule.roles import expr_axes, is_contraction
 
+T = TypeVar("T")
 BYTE, SIGNED, FLOAT = np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.float32)
 TAIL = frozenset(("add", "sub", "mul", "div"))
 
@@ -40,26 +45,26 @@ def store_bytes(module: Module) -> None:
     if not module.has_bytes():
         return
     kernels = [step for step in module.kernels if isinstance(step, Kernel)]
-    found = {held.name: held for held in _candidates(module, kernels)}
+    fixed = row_major(module) | module.pinned()
+    found = {held.name: held for held in _candidates(module, kernels, fixed)}
     for kernel in kernels:
         for stage in kernel.stages:
             product = kernel.rows is not None and is_contraction(stage, kernel.rows)
             for name in {access.tensor for access in stage.loads()} & found.keys():
-                if not _serves(found[name], stage, product):
+                if not _serves(found[name], stage.body, product):
                     del found[name]
     for held in found.values():
         held.store(module)
     gone: dict[str, str] = {}
     for kernel in kernels:
-        kernel.stages = [_reading(stage, found) for stage in kernel.stages]
         if kernel.tensor in found:
-            output = replace(kernel.output, body=found[kernel.tensor].core)
-            kernel.stages = [*kernel.stages[:-1], _reading(output, found)]
+            kernel.stages = [*kernel.stages[:-1], replace(kernel.output, body=found[kernel.tensor].core)]
+        kernel.stages = [replace(s, body=_elements(_words(s.body, found), found)) for s in kernel.stages]
         copied = _copied(kernel)
-        if copied in module.words and kernel.tensor not in module.pinned():
+        if copied in module.words and kernel.tensor not in fixed:
             gone[kernel.tensor] = copied
     for kernel in kernels:
-        kernel.stages = [_renamed(stage, gone) for stage in kernel.stages]
+        kernel.stages = [replace(s, body=_renamed(s.body, gone)) for s in kernel.stages]
     module.kernels = [k for k in module.kernels if not (isinstance(k, Kernel) and k.tensor in gone)]
 
 
@@ -71,8 +76,7 @@ class _Held:
         name: of the tensor.
         core: the integers, over the axes of the kernel's last stage.
         body: what that stage computes from them.
-        zero: what is added to an integer to make it a byte.
-        storage: where the bytes lie.
+        storage: where the bytes lie; its `zero` is what is added to an integer to make it one.
         words: where each four of them do, None if these do not lie side by side.
         axis: along which they are four.
     """
@@ -80,7 +84,6 @@ class _Held:
     name: str
     core: Expr
     body: Expr
-    zero: int
     storage: Storage
     words: Storage | None
     axis: int
@@ -92,16 +95,15 @@ class _Held:
         if self.words is not None:
             words = f"{self.name}.words"
             module.words[words] = self.name
-            module.types[words] = (self.words.shape, FLOAT)
-            module.storages[words] = self.words
+            module.types[words], module.storages[words] = (self.words.shape, FLOAT), self.words
 
-    def read(self, access: Load) -> Expr:
+    def element(self, access: Load) -> Expr:
         """What the tensor was at a coordinate, computed from the integer there."""
         return rebuild(self.body, known={id(self.core): access})
 
     def word(self, node: Alu) -> Expr | None:
         """The load of four bytes that `node` packs; None if they do not lie side by side in memory as they are."""
-        parts = [self._integer(arg) for arg in node.args]
+        parts = [_integer(arg, self.name, self.storage.zero) for arg in node.args]
         first = parts[0]
         if self.words is None or self.core is not self.body or first is None:
             return None
@@ -114,34 +116,26 @@ class _Held:
         step = lin(start.offset // TOGETHER, tuple((stride // TOGETHER, digit) for stride, digit in start.terms))
         return load(f"{self.name}.words", _with(first.index, self.axis, step))
 
-    def _integer(self, arg: Expr) -> Load | None:
-        """The load of an integer of this tensor that, with `zero` added, is an operand of `pack4`."""
-        if self.zero:
-            adds = isinstance(arg, Alu) and arg.op == "add" and isinstance(arg.args[1], Const)
-            if not adds or arg.args[1].value != self.zero:  # type: ignore[union-attr]
-                return None
-            arg = arg.args[0]  # type: ignore[union-attr]
-        return arg if isinstance(arg, Load) and arg.tensor == self.name else None
+
+# ------------------------------------------------------------------------------------------------- which tensors
 
 
-def _candidates(module: Module, kernels: Sequence[Kernel]) -> Iterator[_Held]:
+def _candidates(module: Module, kernels: Sequence[Kernel], fixed: set[str]) -> Iterator[_Held]:
     """The results of kernels that are integers of eight bits, and nobody else's business."""
-    fixed = row_major(module) | module.pinned()
     integers = Integers(module)
     for kernel in kernels:
         for stage in kernel.stages:
             integers.add(stage)
         output = kernel.output
         integers.tensors[kernel.tensor] = integers.tensors[output.name]
-        if kernel.tensor in fixed or output.dtype != FLOAT or kernel.copies:
+        if kernel.tensor in fixed or output.dtype != FLOAT or _unpack(kernel, module, integers):
             continue
-        known = integers.ranges(output.body) | {id(output): integers.tensors[output.name]}
+        known = integers.ranges(output.body)
         for core in _cores(output, module):
-            held = integers.tensors[output.name] if output.reduce else known[id(core)]
-            zero = 0 if held.within(BYTE) else 128 if held.within(SIGNED) else None
-            if zero is not None and not held.nan:
+            zero = _zero(integers.tensors[output.name] if output.reduce else known[id(core)])
+            if zero is not None:
                 storage, words, axis = _places(module.storages[kernel.tensor])
-                yield _Held(kernel.tensor, core, output.body, zero, replace(storage, zero=zero), words, axis)
+                yield _Held(kernel.tensor, core, output.body, replace(storage, zero=zero), words, axis)
                 break
 
 
@@ -150,66 +144,126 @@ def _cores(output: Stage, module: Module) -> Iterator[Expr]:
     body = output.body
     yield body
     while isinstance(body, Alu) and body.op in TAIL and not output.reduce:
-        varying = [arg for arg in body.args if expr_axes(arg) or any(x.tensor not in module.constants for x in loads(arg))]
+        varying = [
+            arg for arg in body.args if expr_axes(arg) or {x.tensor for x in loads(arg)} - module.constants.keys()
+        ]
         if len(varying) != 1:
             return
         (body,) = varying
         yield body
 
 
+def _zero(held: Range) -> int | None:
+    """What is added to such numbers to make them bytes, None if they are others."""
+    return None if held.nan else 0 if held.within(BYTE) else 128 if held.within(SIGNED) else None
+
+
+def _integer(arg: Expr, name: str, zero: int | None) -> Load | None:
+    """The load of an integer of a tensor that, with `zero` added, is an operand of `pack4`."""
+    if zero:
+        if not isinstance(arg, Alu) or arg.op != "add" or not isinstance(arg.args[1], Const):
+            return None
+        if arg.args[1].value != zero:
+            return None
+        arg = arg.args[0]
+    return arg if isinstance(arg, Load) and arg.tensor == name else None
+
+
 def _places(storage: Storage) -> tuple[Storage, Storage | None, int]:
     """Where bytes lie in the order of `storage`, where each four of them lie, and along which axis."""
     digits = [digit for _, digit in storage.address.terms]
-    padding = padding_of(digits, 1) if storage.elements > np.prod(storage.shape) else 0
+    padding = padding_of(digits, BYTE.itemsize)
     bytes_ = dense(storage.buffer, storage.shape, BYTE, digits, padding)
-    last = digits[-1] if digits else None
-    axis = last.axis if last is not None and isinstance(last.axis, int) else 0
-    if last is None or last != Digit(axis, 1, storage.shape[axis]) or last.ext % TOGETHER:
+    axis = _inner(storage)
+    if axis is None or storage.shape[axis] % TOGETHER:
         return bytes_, None, 0
-    shape = tuple(n // TOGETHER if k == axis else n for k, n in enumerate(storage.shape))
+    shape = _with(storage.shape, axis, storage.shape[axis] // TOGETHER)
     words = dense(storage.buffer, shape, FLOAT, [*digits[:-1], Digit(axis, 1, shape[axis])], padding // TOGETHER)
     return bytes_, words, axis
 
 
-def _serves(held: _Held, stage: Stage, product: bool) -> bool:
+def _inner(storage: Storage) -> int | None:
+    """The axis of which all elements lie side by side."""
+    stride, digit = storage.address.terms[-1] if storage.address.terms else (0, None)
+    if digit is None or not isinstance(digit.axis, int) or stride != 1:
+        return None
+    return digit.axis if digit == Digit(digit.axis, 1, storage.shape[digit.axis]) else None
+
+
+def _serves(held: _Held, body: Expr, product: bool) -> bool:
     """Whether a stage can read a tensor as bytes: four as they are, or one after the other outside of products."""
-    taken: set[int] = set()
-    for node in walk(stage.body):
-        if isinstance(node, Alu) and node.op in ("pack4", "entry") and _reads(node, held.name):
-            if node.op == "entry" or held.word(node) is None:
-                return False
-            taken.add(id(node))
-    return not product or not _reads(stage.body, held.name, taken)
+    left = _words(body, {held.name: held})
+    users = [left] if product else [node for node in walk(left) if isinstance(node, Alu) and node.op == "pack4"]
+    return all(access.tensor != held.name for user in users for access in loads(user))
 
 
-def _reads(expr: Expr, name: str, but: set[int] = frozenset()) -> bool:  # type: ignore[assignment]
-    """Whether an expression loads a tensor outside of the nodes `but`."""
-    stack = [expr]
-    while stack:
-        node = stack.pop()
-        if id(node) not in but:
-            if isinstance(node, Load) and node.tensor == name:
-                return True
-            stack.extend(operands(node))
-    return False
+# --------------------------------------------------------------------------------------------------- rewriting
 
 
-def _reading(stage: Stage, found: Mapping[str, _Held]) -> Stage:
-    """A stage that loads the bytes, and words, of the tensors `found`."""
+def _unpack(kernel: Kernel, module: Module, integers: Integers) -> bool:
+    """Makes a kernel whose last stage packs what the one before it computed store that, as bytes.
 
-    def leaf(node: Load | Iota) -> Expr:
-        held = found.get(node.tensor) if isinstance(node, Load) else None
-        return node if held is None or not isinstance(node, Load) else held.read(node)
+    What it stored, and others read, is another name for the memory of these.
+    """
+    words, last = module.storages[kernel.tensor], kernel.output
+    inner = _inner(words)
+    if len(kernel.stages) < 2 or not isinstance(last.body, Alu) or last.body.op != "pack4" or inner is None:
+        return False
+    before = kernel.stages[-2]
+    zero = _zero(integers.tensors[before.name])
+    if len(before.shape) != len(last.shape):
+        return False
+    axes = [k for k, (n, m) in enumerate(zip(before.shape, last.shape, strict=True)) if n != m]
+    coords = kernel.store_coords()
+    moving = [k for k, value in enumerate(coords) if axes and axes[0] in axes_of(value)]
+    if zero is None or len(axes) != 1 or moving != [inner]:
+        return False
+    (axis,) = axes
+    for number, arg in enumerate(last.body.args):
+        access = _integer(arg, before.name, zero)
+        at = axis_digit(axis, last.shape[axis]) * TOGETHER + number
+        if access is None or access.index != _with(last.space(), axis, at):
+            return False
+    word = lin(0, ((1, Digit(axis, TOGETHER, last.shape[axis])),))
+    byte = lin(0, ((1, Digit(axis, 1, TOGETHER)),))
+    moved = [substitute(value, _with(before.space(), axis, word), last.shape) for value in coords]
+    moved[inner] = moved[inner] * TOGETHER + byte
+    storage = _bytes_of(words, inner, zero)
+    module.words[kernel.tensor] = before.name
+    module.types[before.name], module.storages[before.name] = (storage.shape, BYTE), storage
+    kernel.stages, kernel.tensor, kernel.shape = kernel.stages[:-1], before.name, storage.shape
+    kernel.store = IndexMap(before.shape, tuple(moved))
+    return True
+
+
+def _bytes_of(words: Storage, axis: int, zero: int) -> Storage:
+    """Where the bytes of words lie, four of them along an axis."""
+    shape = _with(words.shape, axis, words.shape[axis] * TOGETHER)
+    others = tuple((stride * TOGETHER, digit) for stride, digit in words.address.terms[:-1])
+    address = lin(words.address.offset * TOGETHER, (*others, (1, Digit(axis, 1, shape[axis]))))
+    return Storage(words.buffer, shape, BYTE, address, words.elements * TOGETHER, zero=zero)
+
+
+def _words(body: Expr, found: Mapping[str, _Held]) -> Expr:
+    """An expression that loads four bytes as they lie where it packed them."""
 
     def operation(node: Alu, args: Sequence[Expr]) -> Expr:
-        if node.op == "pack4":
-            for name in {access.tensor for access in loads(node)} & found.keys():
-                word = found[name].word(node)
-                if word is not None:
-                    return word
-        return with_operands(node, args)
+        names = {access.tensor for access in loads(node)} & found.keys() if node.op == "pack4" else ()
+        words = (found[name].word(node) for name in names)
+        return next((word for word in words if word is not None), None) or with_operands(node, args)
 
-    return replace(stage, body=rebuild(stage.body, leaf, operation=operation))
+    return rebuild(body, operation=operation)
+
+
+def _elements(body: Expr, found: Mapping[str, _Held]) -> Expr:
+    """An expression that computes what follows from the integers that it loads."""
+
+    def leaf(node: Load | Iota) -> Expr:
+        if isinstance(node, Load) and node.tensor in found:
+            return found[node.tensor].element(node)
+        return node
+
+    return rebuild(body, leaf)
 
 
 def _copied(kernel: Kernel) -> str:
@@ -219,13 +273,14 @@ def _copied(kernel: Kernel) -> str:
     return body.tensor if alone and isinstance(body, Load) and body.index == stage.space() else ""
 
 
-def _renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
+def _renamed(body: Expr, names: Mapping[str, str]) -> Expr:
     def leaf(node: Load | Iota) -> Expr:
-        renamed = isinstance(node, Load) and node.tensor in names
-        return load(names[node.tensor], node.index, node.dtype) if renamed else node  # type: ignore[union-attr]
+        if isinstance(node, Load) and node.tensor in names:
+            return load(names[node.tensor], node.index, node.dtype)
+        return node
 
-    return replace(stage, body=rebuild(stage.body, leaf)) if names else stage
+    return rebuild(body, leaf) if names else body
 
 
-def _with(index: tuple[Lin, ...], at: int, value: Lin) -> tuple[Lin, ...]:
-    return (*index[:at], value, *index[at + 1 :])
+def _with(values: tuple[T, ...], at: int, value: T) -> tuple[T, ...]:
+    return (*values[:at], value, *values[at + 1 :])

@@ -157,7 +157,11 @@ class Ending:
             lines += ["    left[j] = count < j * SM_W ? 0 : count < (j + 1) * SM_W ? count - j * SM_W : SM_W;"]
         shared = [k for k, source in enumerate(finish.sources) if source.is_shared and source.lanes]
         for k in shared:
-            lines += [f"f32v same{k}[{vectors}];", *across, f"    same{k}[j] = {finish.sources[k].load(f'in{k} + j * SM_W', count)};"]
+            lines += [
+                f"f32v same{k}[{vectors}];",
+                *across,
+                f"    same{k}[j] = {finish.sources[k].load(f'in{k} + j * SM_W', count)};",
+            ]
         before = f" + sm_load(c + (i * {self.partial} + j) * SM_W)" if self.partial else ""
         lines += [*down, *across, "{", f"    const f32v sum = {held}{before};"]
         for k, source in enumerate(finish.sources):

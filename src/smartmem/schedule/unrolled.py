@@ -25,7 +25,7 @@ from smartmem.index.map import Guard, IndexMap
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Alu, Choose, Expr, choose, const, index_values, map_lins, operands, walk, with_operands
 from smartmem.kernel.stage import Kernel, reindex
-from smartmem.layout.storage import Storage, dense
+from smartmem.layout.storage import Storage
 from smartmem.schedule.code import Arguments, KernelCode, Target
 from smartmem.schedule.loops import Nest, build, choose_lane
 from smartmem.schedule.nest import store_vector
