@@ -59,6 +59,10 @@ class Quantized:
         self.nodes.append(helper.make_node(op, inputs, [out], **attributes))
         return self.activation(out)
 
+    def silu(self, x: str) -> str:
+        """x * sigmoid(x): a table of bytes."""
+        return self.node("Mul", [x, self.node("Sigmoid", [x], f"{x}.sigmoid")], f"{x}.silu")
+
     def model(self, x: tuple[int, ...], y: str) -> onnx.ModelProto:
         self.nodes.append(helper.make_node("Identity", [y], ["y"]))
         return model(self.nodes, {"x": x}, {"y": None}, self.constants, opset=13)
@@ -70,7 +74,7 @@ def block(kind: Any, channels: int = 32, side: int = 10) -> onnx.ModelProto:
     stem = net.conv(net.activation("x"), "stem", (channels, 8, 3, 3), pads=[1, 1, 1, 1])
     pooled = net.node("MaxPool", [stem], "pooled", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     first = net.conv(pooled, "first", (channels, channels, 1, 1))
-    second = net.conv(first, "second", (channels, channels, 3, 3), pads=[1, 1, 1, 1])
+    second = net.silu(net.conv(first, "second", (channels, channels, 3, 3), pads=[1, 1, 1, 1]))
     third = net.conv(second, "third", (2 * channels, channels, 1, 1))
     short = net.conv(pooled, "short", (2 * channels, channels, 1, 1))
     added = net.node("Add", [third, short], "added")

@@ -14,6 +14,7 @@ from tests.support.onnx_models import model
 
 import smartmem
 from smartmem.compiler import build_program
+from smartmem.runtime.march import host_family, missing_features
 
 
 def quantize(source: str, result: str, numbers: str) -> list[onnx.NodeProto]:
@@ -40,7 +41,7 @@ def silu(kind: Any) -> onnx.ModelProto:
 
 
 def tables(proto: onnx.ModelProto) -> int:
-    return sum("sm_gather" in text for text in build_program(proto, march="x86-64-v4").sources.values())
+    return sum("sm_entry" in text for text in build_program(proto, march="x86-64-v4").sources.values())
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int8])
@@ -54,6 +55,29 @@ def test_long_functions_are_tables(kind: Any) -> None:
         np.testing.assert_array_equal(
             compiled(np.full((3, 70), np.nan, np.float32)), computed(np.zeros((3, 70), np.float32))
         )
+
+
+@pytest.mark.parametrize("march", ["x86-64-v4", "x86-64-v3", "x86-64"])
+def test_tables_on_other_processors(march: str) -> None:
+    """Entries of a table by permutations, by gathers, and one by one."""
+    if host_family() != "x86_64" or missing_features({"x86-64-v4": ["avx512f"], "x86-64-v3": ["avx2"]}.get(march, [])):
+        pytest.skip(f"this machine does not run {march}")
+    x = random(3, 70, low=-8.0, high=8.0)
+    for kind in (np.uint8, np.int8):
+        proto = silu(kind)
+        with smartmem.compile(proto, march=march) as compiled, smartmem.compile(proto, level="fuse") as computed:
+            np.testing.assert_allclose(compiled(x), computed(x), rtol=1e-6)
+
+
+def test_numbers_that_are_no_integers_are_tables_of_floats() -> None:
+    """Three long functions of one integer, whose value is a float."""
+    nodes = [*quantize("x", "a", "0")]
+    nodes += [helper.make_node(op, [a], [b]) for op, a, b in (("Sin", "a", "b"), ("Exp", "b", "c"), ("Tanh", "c", "y"))]
+    proto = model(nodes, {"x": (3, 70)}, {"y": None}, {"s0": np.float32(0.05), "z0": np.uint8(100)})
+    assert any("sm_gather" in text for text in build_program(proto, march="x86-64-v4").sources.values())
+    x = random(3, 70, low=-8.0, high=8.0)
+    with smartmem.compile(proto) as compiled, smartmem.compile(proto, level="fuse") as computed:
+        np.testing.assert_allclose(compiled(x), computed(x), rtol=1e-6)
 
 
 def test_short_functions_and_those_of_two_numbers_are_computed() -> None:

@@ -103,7 +103,8 @@ def vectorizable(body: Expr, dtype: DType) -> bool:
     kinds = {np.dtype(np.float32), np.dtype(bool)}
     if dtype not in kinds:
         return False
-    return all(node.dtype in kinds or isinstance(node, Const) for node in walk(body))
+    tables = {id(node.args[0]) for node in walk(body) if isinstance(node, Alu) and node.op == "entry"}
+    return all(node.dtype in kinds or isinstance(node, Const) or id(node) in tables for node in walk(body))
 
 
 class Emitter:
@@ -125,7 +126,7 @@ class Emitter:
             if id(node) in self.known:
                 stack.pop()
                 continue
-            pending = [] if isinstance(node, Choose) else [o for o in operands(node) if id(o) not in self.known]
+            pending = [o for o in _first(node) if id(o) not in self.known]
             if pending:
                 stack.extend(reversed(pending))
                 continue
@@ -342,9 +343,9 @@ class Emitter:
         return any(access.tensor in self.context.rounded for access in loads(divisor))
 
     def _alu(self, node: Alu) -> Value:
-        args = [self.known[id(a)] for a in node.args]
+        args = [self.known[id(a)] for a in _first(node)]
         if node.op == "entry":
-            return self._entry(node, args[1])
+            return self._entry(node, args[0])
         vector = any(a.vector for a in args)
         kinds = [a.dtype for a in node.args]
         if vector:
@@ -360,8 +361,17 @@ class Emitter:
         assert isinstance(table, Load)
         address = self.context.storages[table.tensor].at(table.index)
         start = f"{self.context.pointers[table.tensor]} + {c_lin(address, self.context.axes)}"
-        text = f"sm_gather({start}, sm_to_int({at.text}))" if at.vector else f"({start})[(long){at.text}]"
-        return self.name(text, node.dtype, at.vector)
+        if not at.vector:
+            return self.name(f"({start})[(long){at.text}]", node.dtype, False)
+        look = "sm_entry" if table.dtype == np.uint8 else "sm_gather"
+        return self.name(f"{look}({start}, sm_to_int({at.text}))", node.dtype, True)
+
+
+def _first(node: Expr) -> tuple[Expr, ...]:
+    """What is computed before a node: not the branches of a choice, nor a table, of which some entry is read."""
+    if isinstance(node, Choose):
+        return ()
+    return operands(node)[1:] if isinstance(node, Alu) and node.op == "entry" else operands(node)
 
 
 def plus(text: str, number: int, vector: bool) -> str:

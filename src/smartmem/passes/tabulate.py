@@ -4,7 +4,8 @@
       ->  y = table[q]
 
 What follows from an integer from 0 to 255 (or from -128 to 127) alone takes one load instead of fifty operations. Which
-numbers an expression may be is known from interval arithmetic (`exact_casts.Integers`).
+numbers an expression may be is known from interval arithmetic (`exact_casts.Integers`). A table of such integers has
+bytes, which four registers hold (`sm_entry`): that pays earlier than a gathered load of floats does.
 
 In: kernels. Out: other bodies of their stages, and constants.
 """
@@ -18,14 +19,19 @@ import numpy as np
 
 from smartmem.index.lin import Lin, axis_digit
 from smartmem.kernel.evaluate import evaluate_expr
-from smartmem.kernel.expr import Alu, Const, Expr, Load, alu, const, cost, load, operands, rebuild, walk
+from smartmem.kernel.expr import Alu, Const, Expr, Load, alu, const, load, operands, rebuild, walk
 from smartmem.kernel.stage import Kernel, Stage
 from smartmem.passes.exact_casts import Integers, Range
 from smartmem.passes.module import Module
 from smartmem.schedule.roles import factors
 
-LEAST = 16  # operations that a gathered load is worth
+OF_BYTES, OF_FLOATS = 20, 44  # operations that an entry of a table is worth
+WORK = {"div": 5} | dict.fromkeys(
+    ("round", "floor", "ceil", "trunc", "add", "sub", "mul", "max", "min", "neg", "abs"), 1
+)
+LONG = 20  # operations of any other function
 COUNT = 256  # entries of a table
+BEYOND = 4  # bytes after those of a table that may be loaded with the last one
 FLOAT = np.dtype(np.float32)
 
 Array = np.ndarray[Any, Any]
@@ -40,15 +46,16 @@ def tabulate(module: Module) -> None:
         if isinstance(kernel, Kernel):
             for position, stage in enumerate(kernel.stages):
                 if factors(stage) is None:
-                    kernel.stages[position] = _tabulated(module, held, stage)
+                    of_bytes = _tabulated(module, held, stage, True)
+                    kernel.stages[position] = _tabulated(module, held, of_bytes, False)
                 held.add(kernel.stages[position])
 
 
-def _tabulated(module: Module, held: Integers, stage: Stage) -> Stage:
-    """The stage with its longest functions of one number in tables."""
+def _tabulated(module: Module, held: Integers, stage: Stage, of_bytes: bool) -> Stage:
+    """The stage with its longest functions of one number in tables, those that give bytes or all others."""
     ranges = held.ranges(stage.body)
     sources = _sources(stage.body, ranges)
-    wanted = _longest(stage.body, sources)
+    wanted = _longest(stage.body, sources, ranges if of_bytes else None)
     if not wanted:
         return stage
     made: dict[int, Expr] = {}
@@ -56,11 +63,15 @@ def _tabulated(module: Module, held: Integers, stage: Stage) -> Stage:
         source = sources[id(node)]
         if id(node) in wanted and source is not None:
             low = ranges[id(source)].low
-            values = _values(node, source, low)
+            values, least = _values(node, source, low), min(ranges[id(node)].low, 0) if of_bytes else 0
+            if of_bytes:  # beyond the source's range there may be others: nobody reads them
+                values = np.pad(np.clip(values - least, 0, 255).astype(np.uint8), (0, BEYOND))
             name = f"{stage.name}.table{len(module.constants)}"
-            module.constants[name], module.types[name] = values, (values.shape, FLOAT)
+            module.constants[name], module.types[name] = values, (values.shape, values.dtype)
             at = rebuild(source, known=made)
-            made[id(node)] = alu("entry", load(name, (Lin(),)), at if low == 0 else alu("sub", at, const(low)))
+            table = load(name, (Lin(),), values.dtype)
+            entry = alu("entry", table, at if low == 0 else alu("sub", at, const(low)))
+            made[id(node)] = entry if least == 0 else alu("add", entry, const(least))
     return replace(stage, body=rebuild(stage.body, known=made))
 
 
@@ -78,20 +89,33 @@ def _sources(body: Expr, ranges: dict[int, Range]) -> dict[int, Expr | None]:
     return found
 
 
-def _longest(body: Expr, sources: dict[int, Expr | None]) -> set[int]:
-    """The nodes that are long functions of one byte, where nothing further is."""
+def _longest(body: Expr, sources: dict[int, Expr | None], ranges: dict[int, Range] | None) -> set[int]:
+    """The nodes that are long functions of one byte, where nothing further is; with `ranges`, that are bytes too."""
     users: dict[int, list[Expr]] = {}
     for node in walk(body):
         for operand in operands(node):
             users.setdefault(id(operand), []).append(node)
-    wanted = set()
-    for node in walk(body):
+    wanted, least = set(), OF_FLOATS if ranges is None else OF_BYTES
+    further: set[int] = set()  # nodes that another one, which may be in a table, follows from
+    for node in reversed(list(walk(body))):
         source = sources[id(node)]
-        last = all(sources[id(user)] is not source for user in users.get(id(node), []))
-        follows = source is not None and source is not node and cost(node) - cost(source) >= LEAST
-        if follows and last and node.dtype == FLOAT:
+        fits = ranges is None or _is_byte(ranges[id(node)])
+        for user in users.get(id(node), []):
+            if sources[id(user)] is source and (id(user) in further or ranges is None or _is_byte(ranges[id(user)])):
+                further.add(id(node))
+        follows = source is not None and source is not node and _work(node) - _work(source) >= least
+        if follows and fits and id(node) not in further and node.dtype == FLOAT:
             wanted.add(id(node))
     return wanted
+
+
+def _is_byte(held: Range) -> bool:
+    return not held.nan and (held.within(np.dtype(np.uint8)) or held.within(np.dtype(np.int8)))
+
+
+def _work(expr: Expr) -> int:
+    """Vector operations per evaluation, about."""
+    return sum(WORK.get(node.op, LONG) for node in walk(expr) if isinstance(node, Alu))
 
 
 def _values(node: Expr, source: Expr, low: float) -> Array:

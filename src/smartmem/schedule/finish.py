@@ -9,6 +9,8 @@ rows do not lie evenly apart (windows put back in place), a table has where each
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,7 +42,8 @@ class Source:
     """What the tile reads or stores: columns side by side, or one number for all of them (not `lanes`).
 
     Rows are `step` elements apart, or start where the table of that number says; `start` is the C pointer to the first
-    of the tile, for the kernel that calls it. Elements are floats, or bytes that are `zero` more (see `Storage`).
+    of the tile, for the kernel that calls it. Elements are floats, or bytes that are `zero` more (see `Storage`). With
+    `entries` it is a table of bytes, of which the tile reads what it computes.
     """
 
     start: str
@@ -48,11 +51,12 @@ class Source:
     lanes: bool
     table: int | None = None
     zero: int | None = None
+    entries: bool = False
 
     @property
     def kind(self) -> str:
         """The C type of an element."""
-        return "float" if self.zero is None else "uint8_t"
+        return "uint8_t" if self.entries or self.zero is not None else "float"
 
     def load(self, place: str, count: str | None) -> str:
         """A vector of its elements, or the first of one, as C."""
@@ -80,11 +84,20 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A C variable and what it is."""
+
+    kind: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Finish:
     """What becomes of the accumulators of a tile.
 
     Attributes:
-        lines: C statements of row i and vector j; `sum` is the accumulator, x0, x1, ... the sources.
+        steps: what is computed of row i and vector j; `sum` is the accumulator, x0, x1, ... the sources.
         result: what they leave, a vector.
         sources: what they read.
         target: where the result goes.
@@ -92,7 +105,7 @@ class Finish:
         streams: whether the result is stored past the caches.
     """
 
-    lines: tuple[str, ...]
+    steps: tuple[Step, ...]
     result: str
     sources: tuple[Source, ...]
     target: Source
@@ -101,8 +114,11 @@ class Finish:
 
     def key(self) -> str:
         """The same for what finishes alike, wherever its operands lie."""
-        shapes = [(source.step, source.lanes, source.table, source.zero) for source in (*self.sources, self.target)]
-        facts = repr((self.lines, self.result, shapes, self.streams))
+        shapes = [
+            (source.step, source.lanes, source.table, source.zero, source.entries)
+            for source in (*self.sources, self.target)
+        ]
+        facts = repr((self.steps, self.result, shapes, self.streams))
         return hashlib.sha256(facts.encode()).hexdigest()[:8]
 
 
@@ -141,15 +157,15 @@ class Ending:
         texts += [f"rows{k} + i" for k in range(len(self.finish.tables))]
         return ", ".join([*texts, count] if self.tail else texts)
 
-    def text(self, rows: int | str, held: str = "acc[i][j]", unroll: int = 0) -> str:
+    def text(self, rows: int | str, held: str = "acc[i][j]", together: int = 0) -> str:
         """C text: the sum of row i and vector j, which is `held`, goes through the statements and is stored.
 
-        Sums in registers want all rows unrolled, sums in memory (`unroll`) a few.
+        Sums in registers come one after the other. Of sums in memory so many (`together`) take each step in turn: a
+        vector waits for its last step four cycles, and a processor does not look far enough ahead for others. Rows that
+        the last of these do not have are the last one again.
         """
         finish, vectors = self.finish, self.vectors
         count = "left[j]" if self.tail else None
-
-        down = (f"#pragma GCC unroll {unroll or rows}", f"for (int i = 0; i < {rows}; ++i)")
         across = (f"#pragma GCC unroll {vectors}", f"for (int j = 0; j < {vectors}; ++j)")
         lines: list[str] = []
         if self.tail:
@@ -157,27 +173,47 @@ class Ending:
             lines += ["    left[j] = count < j * SM_W ? 0 : count < (j + 1) * SM_W ? count - j * SM_W : SM_W;"]
         shared = [k for k, source in enumerate(finish.sources) if source.is_shared and source.lanes]
         for k in shared:
-            lines += [
-                f"f32v same{k}[{vectors}];",
-                *across,
-                f"    same{k}[j] = {finish.sources[k].load(f'in{k} + j * SM_W', count)};",
-            ]
+            same = finish.sources[k].load(f"in{k} + j * SM_W", count)
+            lines += [f"f32v same{k}[{vectors}];", *across, f"    same{k}[j] = {same};"]
         before = f" + sm_load(c + (i * {self.partial} + j) * SM_W)" if self.partial else ""
-        lines += [*down, *across, "{", f"    const f32v sum = {held}{before};"]
+        steps = [Step("f32v", "sum", f"{held}{before}")]
         for k, source in enumerate(finish.sources):
             at = source.row(f"in{k}")
-            if not source.lanes:
-                lines.append(f"    const float x{k} = {plus(f'*({at})', -(source.zero or 0), False)};")
-            else:
+            if source.lanes:
                 loaded = f"same{k}[j]" if k in shared else source.load(f"{at} + j * SM_W", count)
-                lines.append(f"    const f32v x{k} = {loaded};")
-        lines += [f"    {line}" for line in finish.lines]
-        at = f"{finish.target.row('out')} + j * SM_W"
-        store = finish.target.store(at, finish.result, None, finish.streams)
-        if self.tail:
-            store = f"if (left[j] < SM_W) {finish.target.store(at, finish.result, count, False)} else {store}"
-        lines.append(f"    {store}")
-        return "\n".join(line if line.startswith("#") else f"    {line}" for line in (*lines, "}"))
+                steps.append(Step("f32v", f"x{k}", loaded))
+            elif not source.entries:
+                steps.append(Step("float", f"x{k}", plus(f"*({at})", -(source.zero or 0), False)))
+        steps += finish.steps
+        if together:
+            height = max(1, together // vectors)
+            lines += [f"for (int from = 0; from < {rows}; from += {height}) {{", f"    int at[{height}];"]
+            lines += [f"    for (int r = 0; r < {height}; ++r) at[r] = from + r < {rows} ? from + r : {rows} - 1;"]
+            lines += [f"    {line}" for line in self._in_turn(steps, height * vectors)]
+            lines.append("}")
+        else:
+            lines += [f"#pragma GCC unroll {rows}", f"for (int i = 0; i < {rows}; ++i)", *across, "{"]
+            lines += [f"    const {step.kind} {step.name} = {step.text};" for step in steps]
+            lines += [f"    {self._store(finish.result)}", "}"]
+        return "\n".join(line if line.startswith("#") else f"    {line}" for line in lines)
+
+    def _in_turn(self, steps: list[Step], count: int) -> Iterator[str]:
+        """Each step for all of `count` vectors, then their stores."""
+        names = re.compile(rf"\b({'|'.join(step.name for step in steps)})\b")
+        each = (f"#pragma GCC unroll {count}", f"for (int u = 0; u < {count}; ++u) {{")
+        place = f"const int i = at[u / {self.vectors}], j = u % {self.vectors}; (void)i, (void)j;"
+        for step in steps:
+            yield f"{step.kind} {step.name}[{count}];"
+            text = names.sub(r"\1[u]", step.text)
+            yield from (*each, f"    {place} {step.name}[u] = {text};", "}")
+        text = names.sub(r"\1[u]", self._store(self.finish.result))
+        yield from (*each, f"    {place} {text}", "}")
+
+    def _store(self, result: str) -> str:
+        """The statement that stores row i and vector j."""
+        target, at = self.finish.target, f"{self.finish.target.row('out')} + j * SM_W"
+        whole = target.store(at, result, None, self.finish.streams)
+        return f"if (left[j] < SM_W) {target.store(at, result, 'left[j]', False)} else {whole}" if self.tail else whole
 
 
 def finish_of(e: RowEmitter, stage: Stage, epilogue: list[Stage], width: int) -> Finish | None:
@@ -200,9 +236,8 @@ def finish_of(e: RowEmitter, stage: Stage, epilogue: list[Stage], width: int) ->
     except Unfit:
         return None
     streams = e.streams and last is p.stages[-1]
-    lines = tuple(line.strip() for line in writer.lines)
     result = emitter.results[last.name].text
-    return Finish(lines, result, tuple(emitter.sources), target, tuple(emitter.tables), streams)
+    return Finish(tuple(emitter.steps), result, tuple(emitter.sources), target, tuple(emitter.tables), streams)
 
 
 def _target(e: RowEmitter, stage: Stage, emitter: _TileEmitter) -> Source:
@@ -229,6 +264,7 @@ class _TileEmitter(Emitter):
         self.results = {flat.name: Value("sum", True)}
         self.sources: list[Source] = []
         self.tables: list[str] = []
+        self.steps: list[Step] = []
 
     def _load(self, node: Load) -> Value:
         if node.tensor in self.results:
@@ -276,7 +312,18 @@ class _TileEmitter(Emitter):
             self.sources.append(source)
         return Value(f"x{self.sources.index(source)}", source.lanes)
 
+    def _entry(self, node: Alu, at: Value) -> Value:
+        table = node.args[0]
+        assert isinstance(table, Load)
+        if table.dtype != np.uint8 or not at.vector:
+            raise Unfit
+        found = self.source(self.context.pointers[table.tensor], self.context.storages[table.tensor].at(table.index))
+        name = self._read(replace(found, entries=True)).text
+        return self.name(f"sm_entry(in{name[1:]}, sm_to_int({at.text}))", node.dtype, True)
+
     def _alu(self, node: Alu) -> Value:
+        if node.op == "entry":
+            return super()._alu(node)
         vector = any(self.known[id(a)].vector for a in node.args)
         known = node.op in (CHEAP if vector else OF_ROWS)
         allowed = known or (self.pipeline.target.form is not None and node.op in LONG)
@@ -292,4 +339,6 @@ class _TileEmitter(Emitter):
 
     def name(self, text: str, dtype: DType, vector: bool) -> Value:
         assert dtype == np.float32
-        return super().name(text, dtype, vector)
+        value = super().name(text, dtype, vector)
+        self.steps.append(Step("f32v" if vector else "float", value.text, text))
+        return value

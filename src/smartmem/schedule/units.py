@@ -32,6 +32,7 @@ TOGETHER = 2  # row tiles that one call takes, so that each tile of B is used tw
 FEWEST = (8, 16, 1)  # rows, columns and tiles along k that are worth it
 ATTENDING = 64  # rows that are worth packing both operands in each call, where two products follow each other
 MOST_FETCHED = 16  # cache lines for each step: a tile of A or B is as many
+IN_TURN = 8  # vectors of sums that go through an epilogue together
 K_TILES = 24  # along k, that A's tiles and B's panel share L1 for
 
 
@@ -122,7 +123,7 @@ def unit_function(
         for k, (i, j) in enumerate(places):
             end.append(f"_tile_stored({k}, t + {'top * ' if i else '0 * '}{width} + {j * SIDE}, {4 * width});")
         held = f"sm_load{'' if form.parts else '_sum'}(t + i * {width} + j * SM_W)"
-        end += ["(void)top;", *ending.text("rows", held, 4).splitlines()]
+        end += ["(void)top;", *ending.text("rows", held, IN_TURN).splitlines()]
     elif final and not form.parts:
         name += "_final"
         end += [f"for (long k = 0; k < {count * SIDE * width}; k += SM_W) sm_store(c + k, sm_load_sum(c + k));"]

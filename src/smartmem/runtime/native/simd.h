@@ -247,6 +247,23 @@ SM_INLINE f32v sm_lookup(const float *p, long n, i32v at) {
 #endif
 }
 
+/* Lane i is p[at[i]] of 256 bytes, as a float; four more bytes may be read. */
+SM_INLINE f32v sm_entry(const unsigned char *p, i32v at) {
+#if defined(__AVX512VBMI__)
+    const __m512i *const q = (const __m512i *)p;
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(q), (__m512i)at, _mm512_loadu_si512(q + 1));
+    const __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(q + 2), (__m512i)at, _mm512_loadu_si512(q + 3));
+    const __mmask16 upper = _mm512_test_epi32_mask((__m512i)at, _mm512_set1_epi32(128));
+    return sm_to_float((i32v)_mm512_mask_blend_epi32(upper, low, high) & sm_splat_i(255));
+#elif defined(__AVX512F__)
+    return sm_to_float((i32v)_mm512_i32gather_epi32((__m512i)at, p, 1) & sm_splat_i(255));
+#else
+#define SM_LANE(i) p[at[i]]
+    return sm_to_float((i32v){SM_LANES(SM_LANE)});
+#undef SM_LANE
+#endif
+}
+
 /* Entries of an index tensor: negative ones count from the end, and none leaves [0, extent). */
 SM_INLINE i32v sm_indices(i32v at, int extent) {
     at += (i32v)(at < sm_splat_i(0)) & sm_splat_i(extent);
@@ -504,24 +521,21 @@ SM_INLINE f32v sm_over(f32v a, float x) {
     return a / sm_splat(x);
 }
 
-/* The same, rounded as the quotient is but for few x, and then 1 ulp from it: 1 / x as a sum of two floats (Brisebarre,
- * Muller and Raina, "Accelerating correctly rounded floating-point division when the divisor is known in advance").
- * Where both parts make no number or zero, the first one has the infinity, or the sign. */
+/* The same, rounded as the quotient is but for few a and x, and then 1 ulp from it: 1 / x as a sum of two floats
+ * (Brisebarre, Muller and Raina, "Accelerating correctly rounded floating-point division when the divisor is known in
+ * advance").  Both have its sign, so that infinities and the signs of zeros come out right. */
 SM_INLINE f32v sm_divide(f32v a, float x) {
 #if defined(__FMA__)
     const float size = fabsf(x);
     if (__builtin_expect(size >= 0x1p-100f && size <= 0x1p100f, 1)) {
         const double inverse = 1.0 / x;
-        const float high = (float)inverse, low = (float)(inverse - high);
-        const f32v first = a * sm_splat(high), rest = a * sm_splat(low);
+        float high = (float)inverse;
+        if ((inverse - high) * inverse <= 0) high = (float)(inverse * (1 - 0x1p-24)); /* the next one towards zero */
+        const f32v rest = a * sm_splat((float)(inverse - high));
 #if defined(__AVX512F__)
-        const __m512 both = _mm512_fmadd_ps((__m512)a, (__m512)sm_splat(high), (__m512)rest);
-        const __mmask16 holds = _mm512_cmp_ps_mask(both, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-        return (f32v)_mm512_mask_blend_ps(holds, (__m512)first, both);
+        return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)sm_splat(high), (__m512)rest);
 #else
-        const __m256 both = _mm256_fmadd_ps((__m256)a, (__m256)sm_splat(high), (__m256)rest);
-        const __m256 holds = _mm256_cmp_ps(both, _mm256_setzero_ps(), _CMP_NEQ_OQ);
-        return (f32v)_mm256_blendv_ps((__m256)first, both, holds);
+        return (f32v)_mm256_fmadd_ps((__m256)a, (__m256)sm_splat(high), (__m256)rest);
 #endif
     }
 #endif
