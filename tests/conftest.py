@@ -16,6 +16,7 @@ import smartmem.compiler
 from smartmem import cli
 from smartmem.device import Device
 from smartmem.errors import SmartmemError
+from smartmem.passes import assemble_device
 from smartmem.runtime.opencl.devices import select
 
 
@@ -46,6 +47,14 @@ def device() -> Device:
         pytest.skip(str(error))
     assert found is not None
     return found
+
+
+@pytest.fixture
+def built_quickly(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PoCL does not optimize, which takes most of the time of tests with many kernels. Those of networks let it."""
+    if device.kind == "cpu":
+        options = f"{assemble_device.BUILD_OPTIONS} -cl-opt-disable"
+        monkeypatch.setattr(assemble_device, "BUILD_OPTIONS", options)
 
 
 @pytest.fixture

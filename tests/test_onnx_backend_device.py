@@ -21,6 +21,7 @@ from smartmem.runtime.cache import Cache
 from smartmem.runtime.opencl.model import DeviceModel
 from smartmem.runtime.opencl.program import LaunchStep
 
+pytestmark = pytest.mark.usefixtures("built_quickly")
 CPU_LIST = Path(__file__).with_name("onnx_backend_failures.txt")
 LIST = Path(__file__).with_name("onnx_backend_device_failures.txt")
 BATCH = 100

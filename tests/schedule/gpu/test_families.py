@@ -17,6 +17,7 @@ from smartmem.frontend.load import load_graph
 from smartmem.runtime.cache import Cache
 from smartmem.runtime.opencl.program import LaunchStep
 
+pytestmark = pytest.mark.usefixtures("built_quickly")
 TOLERANCE = {"fp32": 1e-5, "fp16": 2e-2}
 
 

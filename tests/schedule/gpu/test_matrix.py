@@ -23,6 +23,7 @@ from smartmem.runtime.opencl.model import DeviceModel
 from smartmem.runtime.opencl.program import DeviceProgram
 from smartmem.schedule.gpu import matrix, ptx
 
+pytestmark = pytest.mark.usefixtures("built_quickly")
 WORDS = 6  # 32-bit registers of a work-item: four of A, two of B; also room for an address
 EMULATION = """
 inline float sm_half_of(const __local uint *words, int half_) { return vload_half(half_, (const __local half *)words); }
