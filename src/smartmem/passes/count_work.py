@@ -35,8 +35,8 @@ def count_flops(kernel: Kernel) -> int:
 
 
 def count_bytes(kernel: Kernel, types: Types) -> int:
-    """Bytes that the kernel must at least load and store."""
-    total = math.prod(kernel.shape) * types[kernel.tensor][1].itemsize
+    """Bytes that the kernel must at least load and store, given what the tensors that it touches are in memory."""
+    total = kernel.output.size * types[kernel.tensor][1].itemsize
     local, accesses = kernel.local(), {access for stage in kernel.stages for access in stage.loads()}
     whole = {name for stage in kernel.stages for name in looked_up(stage.body)}
     for name in kernel.inputs():
