@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -63,6 +65,18 @@ def test_without_a_cache(model_file, monkeypatch):
     model.save(model_file.with_suffix(".smem"))
     loaded = smartmem.load(model_file.with_suffix(".smem"))
     np.testing.assert_array_equal(loaded(X), model(X))
+
+
+def test_a_full_disk(model_file, monkeypatch):
+    """What cannot be stored, neither in the cache nor in a temporary folder, runs from memory."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archive, "write", full)
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        model = smartmem.compile(model_file)
+    np.testing.assert_allclose(model(X), expected(X).sum(1), rtol=1e-5)
 
 
 def test_errors(model_file, tmp_path):

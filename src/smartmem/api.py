@@ -117,11 +117,15 @@ def compile(
             library = link(program, compiler, cache, report)
             return program, library, _features(program, compiler)
 
-        if key is None or cache.root is None:
-            program, library, features = build()
+        program, library, features = build()
+        kept = None
+        if key is not None and cache.root is not None:
+            with contextlib.suppress(OSError):  # a disk that is full
+                kept = _keep(cache, key, program, library, features)
+        if kept is None:
             return Model(program, library, threads, features=features, keep=cache)
-        # The program's weights go when this is stored; those of the stored model are mapped.
-        return package.load(_keep(cache, key, *build()), threads, cache)
+        del program  # and its weights: those of the stored model are mapped
+        return package.load(kept, threads, cache)
 
 
 def _keep(cache: Cache, key: str, program: Program, library: Path, features: list[str]) -> Path:
@@ -296,8 +300,9 @@ def _compile_for_device(
         program = build_device_program(model, shapes, level, device, options, progress)
         compiled = DeviceModel(program, device, cache=cache, progress=progress)
     if key is not None and cache.root is not None:
-        cache.add("models", key, SUFFIX, lambda path: device_package.write(compiled.program, device, path))
-        cache.trim("models", CACHED_BYTES)
+        with contextlib.suppress(OSError):  # a disk that is full
+            cache.add("models", key, SUFFIX, lambda path: device_package.write(compiled.program, device, path))
+            cache.trim("models", CACHED_BYTES)
     return compiled
 
 

@@ -35,6 +35,13 @@ def test_going_back(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == data
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_what_is_reported() -> None:
+    with pytest.raises(OSError, match="No space"), ChunkedFile(Path("/dev/full")) as file:
+        file.write(b"x" * 100)
+    assert file.closed
+
+
 def test_whole_chunks_go_to_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = ChunkedFile(tmp_path / "file")
     writes: list[tuple[int, int]] = []

@@ -47,11 +47,11 @@ class ChunkedFile(io.RawIOBase):
     def flush(self) -> None:
         if self._held:
             self._file.seek(self._place)
-            held = memoryview(self._held)
             written = 0
-            while written < len(held):
-                written += self._file.write(held[written:])
-            held.release()
+            with memoryview(self._held) as held:
+                while written < len(held):
+                    with held[written:] as rest:
+                        written += self._file.write(rest)
             self._place += written
             self._held.clear()
 
@@ -66,5 +66,6 @@ class ChunkedFile(io.RawIOBase):
             try:
                 self.flush()
             finally:
+                self._held.clear()  # what a full disk did not take; closing flushes again
                 self._file.close()
                 super().close()
