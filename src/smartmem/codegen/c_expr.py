@@ -228,11 +228,9 @@ class Emitter:
         if lane is None or step == 0:
             return self.name(plus(f"(float){pointer}[{where}]", -zero, False), kind, False)
         if step == 1:
-            text = (
-                f"sm_load_bytes_n({pointer} + {where}, {lane.count})"
-                if lane.count
-                else (f"sm_load_bytes({pointer} + {where})")
-            )
+            text = f"sm_load_bytes({pointer} + {where})"
+            if lane.count:
+                text = f"sm_load_bytes_n({pointer} + {where}, {lane.count})"
             return self.name(plus(text, -zero, True), kind, True)
         found = self._load_irregular(pointer, address, kind)
         return self.name(plus(found.text, -zero, True), kind, True) if zero else found

@@ -151,6 +151,11 @@ class Range:
     def finite(self) -> bool:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
+    @property
+    def is_byte(self) -> bool:
+        """Whether these are integers of eight bits, with a sign or without."""
+        return not self.nan and (self.within(np.dtype(np.uint8)) or self.within(np.dtype(np.int8)))
+
     def __or__(self, other: Range) -> Range:
         low, high = min(self.low, other.low), max(self.high, other.high)
         return Range(low, high, self.whole and other.whole, self.nan or other.nan)

@@ -18,8 +18,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from smartmem.index.lin import axes_of
 from smartmem.index.map import IndexMap
 from smartmem.kernel.expr import Alu, Choose, Expr, Iota, Load, cost, load, loads, operands, rebuild, walk
@@ -220,10 +218,7 @@ class _Fuser:
 
     def _narrows(self, stage: Stage) -> bool:
         """Whether all that a stage computes are integers of eight bits (see `store_bytes`)."""
-        if self.integers is None:
-            return False
-        held = self.integers.range(stage.body)
-        return held.within(np.dtype(np.uint8)) or held.within(np.dtype(np.int8))
+        return self.integers is not None and self.integers.range(stage.body).is_byte
 
     def _can_follow(self, kernel: Kernel) -> bool:
         """Whether a pointwise kernel can be the epilogue of one that computes an operand for it alone.

@@ -36,7 +36,7 @@ from smartmem.passes.select_layout import padding_of, row_major
 from smartmem.schedule.roles import expr_axes, is_contraction
 
 T = TypeVar("T")
-BYTE, SIGNED, FLOAT = np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.float32)
+BYTE, FLOAT = np.dtype(np.uint8), np.dtype(np.float32)
 TAIL = frozenset(("add", "sub", "mul", "div"))
 
 
@@ -155,7 +155,7 @@ def _cores(output: Stage, module: Module) -> Iterator[Expr]:
 
 def _zero(held: Range) -> int | None:
     """What is added to such numbers to make them bytes, None if they are others."""
-    return None if held.nan else 0 if held.within(BYTE) else 128 if held.within(SIGNED) else None
+    return None if not held.is_byte else 0 if held.within(BYTE) else 128
 
 
 def _integer(arg: Expr, name: str, zero: int | None) -> Load | None:

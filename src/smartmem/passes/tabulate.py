@@ -26,10 +26,8 @@ from smartmem.passes.module import Module
 from smartmem.schedule.roles import factors
 
 OF_BYTES, OF_FLOATS = 20, 44  # operations that an entry of a table is worth
-WORK = {"div": 5} | dict.fromkeys(
-    ("round", "floor", "ceil", "trunc", "add", "sub", "mul", "max", "min", "neg", "abs"), 1
-)
-LONG = 20  # operations of any other function
+SHORT = frozenset(("add", "sub", "mul", "max", "min", "neg", "abs", "round", "floor", "ceil", "trunc"))  # one operation
+DIVISION, LONG = 2, 20  # operations of a division by a number, and of any other function
 COUNT = 256  # entries of a table
 BEYOND = 4  # bytes after those of a table that may be loaded with the last one
 FLOAT = np.dtype(np.float32)
@@ -99,9 +97,9 @@ def _longest(body: Expr, sources: dict[int, Expr | None], ranges: dict[int, Rang
     further: set[int] = set()  # nodes that another one, which may be in a table, follows from
     for node in reversed(list(walk(body))):
         source = sources[id(node)]
-        fits = ranges is None or _is_byte(ranges[id(node)])
+        fits = ranges is None or ranges[id(node)].is_byte
         for user in users.get(id(node), []):
-            if sources[id(user)] is source and (id(user) in further or ranges is None or _is_byte(ranges[id(user)])):
+            if sources[id(user)] is source and (id(user) in further or ranges is None or ranges[id(user)].is_byte):
                 further.add(id(node))
         follows = source is not None and source is not node and _work(node) - _work(source) >= least
         if follows and fits and id(node) not in further and node.dtype == FLOAT:
@@ -109,13 +107,13 @@ def _longest(body: Expr, sources: dict[int, Expr | None], ranges: dict[int, Rang
     return wanted
 
 
-def _is_byte(held: Range) -> bool:
-    return not held.nan and (held.within(np.dtype(np.uint8)) or held.within(np.dtype(np.int8)))
-
-
 def _work(expr: Expr) -> int:
     """Vector operations per evaluation, about."""
-    return sum(WORK.get(node.op, LONG) for node in walk(expr) if isinstance(node, Alu))
+    return sum(
+        1 if node.op in SHORT else DIVISION if node.op == "div" else LONG
+        for node in walk(expr)
+        if isinstance(node, Alu)
+    )
 
 
 def _values(node: Expr, source: Expr, low: float) -> Array:
