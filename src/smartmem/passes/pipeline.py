@@ -28,6 +28,7 @@ from smartmem.passes.lower import lower
 from smartmem.passes.module import Module
 from smartmem.passes.narrow_indices import narrow_indices
 from smartmem.passes.prove import prove, prove_order
+from smartmem.passes.requantize import requantize
 from smartmem.passes.select_layout import select_layout
 from smartmem.passes.simplify import simplify
 from smartmem.passes.split_products import split_for_cores, split_products
@@ -62,6 +63,7 @@ def run_passes(
     if rank >= LEVELS.index("fuse"):
         passes.append(("simplify", simplify))
     if rank >= LEVELS.index("eliminate"):
+        passes.append(("requantize", requantize))
         passes.append(("eliminate", eliminate))
     if rank >= LEVELS.index("fuse"):
         passes.append(("exact_casts", exact_casts))

@@ -27,7 +27,7 @@ from smartmem.index.lin import Digit, axes_of, axis_digit, lin
 from smartmem.index.map import IndexMap
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Alu, Const, Expr, Iota, Load, load, loads, rebuild, walk, with_operands
-from smartmem.kernel.stage import Kernel, Stage
+from smartmem.kernel.stage import Kernel, Stage, inline, tensors_read
 from smartmem.layout.storage import Storage, dense
 from smartmem.passes.byte_products import TOGETHER
 from smartmem.passes.exact_casts import Integers, Range
@@ -55,16 +55,13 @@ def store_bytes(module: Module) -> None:
                     del found[name]
     for held in found.values():
         held.store(module)
-    gone: dict[str, str] = {}
     for kernel in kernels:
         if kernel.tensor in found:
             kernel.stages = [*kernel.stages[:-1], replace(kernel.output, body=found[kernel.tensor].core)]
         kernel.stages = [replace(s, body=_elements(_words(s.body, found), found)) for s in kernel.stages]
-        copied = _copied(kernel)
-        if copied in module.words and kernel.tensor not in fixed:
-            gone[kernel.tensor] = copied
+    gone = {k.tensor: k.output for k in kernels if k.tensor not in fixed and _takes_words(k, module)}
     for kernel in kernels:
-        kernel.stages = [replace(s, body=_renamed(s.body, gone)) for s in kernel.stages]
+        kernel.stages = [_without_copies(stage, gone) for stage in kernel.stages]
     module.kernels = [k for k in module.kernels if not (isinstance(k, Kernel) and k.tensor in gone)]
 
 
@@ -266,20 +263,23 @@ def _elements(body: Expr, found: Mapping[str, _Held]) -> Expr:
     return rebuild(body, leaf)
 
 
-def _copied(kernel: Kernel) -> str:
-    """The tensor that a kernel copies as it is, "" if it does anything else."""
+def _takes_words(kernel: Kernel, module: Module) -> bool:
+    """Whether a kernel does nothing but copy words, perhaps some of a tensor's, that lie side by side there, too."""
     stage, body = kernel.output, kernel.output.body
-    alone = len(kernel.stages) == 1 and kernel.store is None and not stage.reduce
-    return body.tensor if alone and isinstance(body, Load) and body.index == stage.space() else ""
+    if len(kernel.stages) > 1 or kernel.store is not None or not stage.is_view or not isinstance(body, Load):
+        return False
+    inner = _inner(module.storages[body.tensor]) if body.tensor in module.words else None
+    if inner is None:
+        return False
+    moving = body.index[inner] + -body.index[inner].offset
+    return moving in stage.space() or moving.is_constant
 
 
-def _renamed(body: Expr, names: Mapping[str, str]) -> Expr:
-    def leaf(node: Load | Iota) -> Expr:
-        if isinstance(node, Load) and node.tensor in names:
-            return load(names[node.tensor], node.index, node.dtype)
-        return node
-
-    return rebuild(body, leaf) if names else body
+def _without_copies(stage: Stage, gone: Mapping[str, Stage]) -> Stage:
+    """A stage that reads what others copied where these did."""
+    for name in tensors_read(stage.body):
+        stage = inline(stage, gone[name]) if name in gone else stage
+    return stage
 
 
 def _with(values: tuple[T, ...], at: int, value: T) -> tuple[T, ...]:
