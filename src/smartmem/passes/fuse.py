@@ -208,6 +208,8 @@ class _Fuser:
             return None
         if self._narrows(stage) and len(set(consumer.inputs()) - self.constants) > 1 and self._can_follow(producer):
             return None  # two products meet: what one of them stores for the other is a byte
+        if _packs(user) and self._narrows(stage):
+            return None  # bytes lie in memory as such
         if (_repeats(stage, user) > 1 or _packs(user)) and (
             _is_heavy(producer)
             or (_is_heavy(consumer) and cost(stage.body) > CHEAP)

@@ -63,6 +63,10 @@ def store_bytes(module: Module) -> None:
     for kernel in kernels:
         kernel.stages = [_without_copies(stage, gone) for stage in kernel.stages]
     module.kernels = [k for k in module.kernels if not (isinstance(k, Kernel) and k.tensor in gone)]
+    pairs = [
+        pair | {end: module.words.get(pair[end], pair[end]) for end in ("first", "second")} for pair in module.apart
+    ]
+    module.apart = [pair for pair in pairs if not gone.keys() & {pair["first"], pair["second"]}]
 
 
 @dataclass(frozen=True)
