@@ -10,15 +10,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from tests.passes.test_byte_products import WITH_BYTES, agree
 from tests.support.definitions import random
 from tests.support.onnx_models import model
+from tests.support.processors import skip_unless_it_runs
 
-import smartmem
 from smartmem.codegen.target import target_of
 from smartmem.compiler import build_program
-from smartmem.runtime.march import host_family, missing_features
 
-WITH_BYTES = "sapphirerapids"
 RANDOM = np.random.default_rng(1)
 Array = np.ndarray[Any, Any]
 
@@ -92,14 +91,6 @@ def as_bytes(proto: onnx.ModelProto, march: str = WITH_BYTES) -> list[str]:
     ]
 
 
-def agree(proto: onnx.ModelProto, x: Array, march: str = "native") -> None:
-    """Level `full` gives what `fuse` gives in floats."""
-    with smartmem.compile(proto, level="fuse") as floats, smartmem.compile(proto, threads=2, march=march) as compiled:
-        wanted, got = floats(x), compiled(x)
-    assert np.linalg.norm(wanted) > 0
-    assert np.linalg.norm(got - wanted) <= 1e-5 * np.linalg.norm(wanted)
-
-
 @pytest.mark.parametrize("kind", [np.uint8, np.int8])
 @pytest.mark.parametrize("channels", [32, 24, 12])
 def test_a_residual_block(kind: Any, channels: int) -> None:
@@ -112,8 +103,7 @@ def test_a_residual_block(kind: Any, channels: int) -> None:
 @pytest.mark.parametrize("march", ["x86-64-v4", "x86-64-v3", "x86-64"])
 def test_vectors_of_other_lengths(march: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The C code of loads and stores without AVX-512's, and with half of it."""
-    if host_family() != "x86_64" or missing_features({"x86-64-v4": ["avx512f"], "x86-64-v3": ["avx2"]}.get(march, [])):
-        pytest.skip(f"this machine does not run {march}")
+    skip_unless_it_runs(march)
     monkeypatch.setenv("SMARTMEM_CACHE", str(tmp_path))
     monkeypatch.setattr("smartmem.codegen.target.target_of", lambda name: replace(target_of(name), dot4=True))
     for kind in (np.uint8, np.int8):

@@ -11,10 +11,10 @@ import pytest
 from onnx import helper
 from tests.support.definitions import random
 from tests.support.onnx_models import model
+from tests.support.processors import skip_unless_it_runs
 
 import smartmem
 from smartmem.compiler import build_program
-from smartmem.runtime.march import host_family, missing_features
 
 
 def quantize(source: str, result: str, numbers: str) -> list[onnx.NodeProto]:
@@ -60,8 +60,7 @@ def test_long_functions_are_tables(kind: Any) -> None:
 @pytest.mark.parametrize("march", ["x86-64-v4", "x86-64-v3", "x86-64"])
 def test_tables_on_other_processors(march: str) -> None:
     """Entries of a table by permutations, by gathers, and one by one."""
-    if host_family() != "x86_64" or missing_features({"x86-64-v4": ["avx512f"], "x86-64-v3": ["avx2"]}.get(march, [])):
-        pytest.skip(f"this machine does not run {march}")
+    skip_unless_it_runs(march)
     x = random(3, 70, low=-8.0, high=8.0)
     for kind in (np.uint8, np.int8):
         proto = silu(kind)

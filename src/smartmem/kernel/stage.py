@@ -12,7 +12,7 @@ A `Kernel` is a list of stages that one loop nest computes together; the last on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -199,6 +199,15 @@ def inline(stage: Stage, producer: Stage) -> Stage:
     origin = tuple(dict.fromkeys((*producer.origin, *stage.origin)))
     body = _follow_view(stage.body, producer) if producer.name in looked_up(stage.body) else stage.body
     return replace(stage, body=rebuild(body, leaf), origin=origin)
+
+
+def behind_views(access: Load, stages: Mapping[str, Stage]) -> tuple[Load, Stage | None]:
+    """What a load reads through the views among `stages`, and the stage that computes it, if it is one of them."""
+    stage = stages.get(access.tensor)
+    while stage is not None and stage.is_view and isinstance(stage.body, Load):
+        access = replace(stage.body, index=tuple(substitute(i, access.index, stage.shape) for i in stage.body.index))
+        stage = stages.get(access.tensor)
+    return access, stage
 
 
 def _follow_view(body: Expr, view: Stage) -> Expr:

@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from smartmem.index.lin import Lin, axes_of, axis_digit
 from smartmem.index.map import Guard
-from smartmem.index.substitute import substitute
 from smartmem.kernel.definitions.build import coordinates
 from smartmem.kernel.evaluate import evaluate_stage
 from smartmem.kernel.expr import Alu, Choose, Const, Expr, Load, alu, choose, const, is_zero, load
-from smartmem.kernel.stage import Stage, reindex, tensors_read
+from smartmem.kernel.stage import Stage, behind_views, reindex, tensors_read
 from smartmem.passes.exact_casts import Integers, Range
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.roles import align_contraction, expr_axes, factors
@@ -38,6 +37,8 @@ TOGETHER = 4  # bytes in the place of a float
 SHORTEST = 4  # floats of a pixel that are read where they lie
 DEEPEST = 1 << 15  # steps of k of which no sum leaves 32 bits
 FLOAT = np.dtype(np.float32)
+
+T = TypeVar("T")
 
 Array = np.ndarray[Any, Any]
 
@@ -152,11 +153,7 @@ class _Rewriter:
     def _weights(self, access: Load) -> _Weights | None:
         """The constant that a load reads, through views."""
         constants = self.module.constants
-        stage = self.module.definitions.get(access.tensor)
-        while stage is not None and stage.is_view and isinstance(stage.body, Load):
-            index = tuple(substitute(i, access.index, stage.shape) for i in stage.body.index)
-            access = replace(stage.body, index=index)
-            stage = self.module.definitions.get(access.tensor)
+        access, stage = behind_views(access, self.module.definitions)
         if stage is None:
             integers, scale, varying = constants.get(access.tensor), None, set[int]()
         elif stage.reduce or not constants.keys() >= set(tensors_read(stage.body)):
@@ -179,7 +176,7 @@ class _Rewriter:
             return None
         step = axis_digit(axis.number, axis.length)
         guards = data.guards if isinstance(data, Choose) else ()
-        read = load(packed.name, _with(access.index, axis.of_data, step))
+        read = load(packed.name, with_entry(access.index, axis.of_data, step))
         outside = _four(quantized.zero) if axis.length >= SHORTEST else None
         if guards and outside is not None:  # beyond the sides there are zeros: the zero point
             read = choose(guards, read, outside)
@@ -189,9 +186,9 @@ class _Rewriter:
                 return None
             packed = self._with_sides(packed, sides, alu("pack4", *([quantized.zero] * TOGETHER)))
             index = tuple(c - side.low for c, side in zip(access.index, sides, strict=True))
-            read = load(packed.name, _with(index, axis.of_data, step))
+            read = load(packed.name, with_entry(index, axis.of_data, step))
         table = f"{stage.name}.weights"
-        product = alu("dot4", read, load(table, _with(weights.access.index, axis.of_weights, step)))
+        product = alu("dot4", read, load(table, with_entry(weights.access.index, axis.of_weights, step)))
         reduce = tuple(axis.length if len(stage.shape) + k == axis.number else n for k, n in enumerate(stage.reduce))
         dots = replace(stage, name=f"{stage.name}.dots", body=product, reduce=reduce)
         if align_contraction(dots, {table}) is None:
@@ -221,7 +218,7 @@ class _Rewriter:
         parts: list[Expr] = []
         for number in range(min(axis.extent, TOGETHER)):
             at = axis_digit(axis.of_data, length) * TOGETHER + number
-            parts.append(reindex(integers, _with(coordinates(shape), axis.of_data, at), source.shape))
+            parts.append(reindex(integers, with_entry(coordinates(shape), axis.of_data, at), source.shape))
         parts += [const(0.0)] * (TOGETHER - len(parts))
         return Stage(name, shape, FLOAT, alu("pack4", *parts), origin=source.origin)
 
@@ -262,8 +259,9 @@ def _plus(value: Expr, number: float) -> Expr:
     return const(value.value + number) if isinstance(value, Const) else alu("add", value, const(number))
 
 
-def _with(index: tuple[Lin, ...], at: int, value: Lin) -> tuple[Lin, ...]:
-    return (*index[:at], value, *index[at + 1 :])
+def with_entry(values: tuple[T, ...], at: int, value: T) -> tuple[T, ...]:
+    """The same but for one entry."""
+    return (*values[:at], value, *values[at + 1 :])
 
 
 def _shared_axis(stage: Stage, data: Expr, access: Load, weights: _Weights) -> _Axis | None:

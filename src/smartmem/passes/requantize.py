@@ -21,7 +21,7 @@ from smartmem.index.lin import axis_digit
 from smartmem.index.substitute import substitute
 from smartmem.kernel.evaluate import evaluate_expr
 from smartmem.kernel.expr import Choose, Expr, Iota, Load, load, loads, rebuild, walk
-from smartmem.kernel.stage import Stage
+from smartmem.kernel.stage import Stage, behind_views
 from smartmem.passes.module import Module
 
 BYTES = (np.dtype(np.uint8), np.dtype(np.int8))
@@ -44,19 +44,16 @@ def _same_integers(stage: Stage, stages: dict[str, Stage]) -> Expr | None:
     access = _only_load(stage)
     if access is None:
         return None
-    index, source = access.index, stages.get(access.tensor)
-    while source is not None and source.is_view and isinstance(source.body, Load):
-        index = tuple(substitute(i, index, source.shape) for i in source.body.index)
-        source = stages.get(source.body.tensor)
+    moved, source = behind_views(access, stages)
     held = _only_load(source) if source is not None else None
-    if source is None or held is None or held.dtype != stage.dtype or source.is_view:
+    if source is None or held is None or held.dtype != stage.dtype:
         return None
     integer = load("integer", (axis_digit(0, 256),), held.dtype)
     again = rebuild(stage.body, known={id(access): rebuild(source.body, known={id(held): integer})})
     every: np.ndarray[Any, Any] = np.arange(256, dtype=np.uint8).view(held.dtype)
     if not np.array_equal(evaluate_expr(again, [np.arange(256)], {"integer": every}), every):
         return None
-    return load(held.tensor, tuple(substitute(i, index, source.shape) for i in held.index), held.dtype)
+    return load(held.tensor, tuple(substitute(i, moved.index, source.shape) for i in held.index), held.dtype)
 
 
 def _only_load(stage: Stage) -> Load | None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -29,13 +28,12 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Alu, Const, Expr, Iota, Load, load, loads, rebuild, walk, with_operands
 from smartmem.kernel.stage import Kernel, Stage, inline, tensors_read
 from smartmem.layout.storage import Storage, dense
-from smartmem.passes.byte_products import TOGETHER
+from smartmem.passes.byte_products import TOGETHER, with_entry
 from smartmem.passes.exact_casts import Integers, Range
 from smartmem.passes.module import Module
 from smartmem.passes.select_layout import padding_of, row_major
 from smartmem.schedule.roles import expr_axes, is_contraction
 
-T = TypeVar("T")
 BYTE, FLOAT = np.dtype(np.uint8), np.dtype(np.float32)
 TAIL = frozenset(("add", "sub", "mul", "div"))
 
@@ -110,12 +108,12 @@ class _Held:
             return None
         start = first.index[self.axis]
         for number, part in enumerate(parts):
-            if part is None or part.index != _with(first.index, self.axis, start + number):
+            if part is None or part.index != with_entry(first.index, self.axis, start + number):
                 return None
         if start.offset % TOGETHER or any(stride % TOGETHER for stride, _ in start.terms):
             return None
         step = lin(start.offset // TOGETHER, tuple((stride // TOGETHER, digit) for stride, digit in start.terms))
-        return load(f"{self.name}.words", _with(first.index, self.axis, step))
+        return load(f"{self.name}.words", with_entry(first.index, self.axis, step))
 
 
 # ------------------------------------------------------------------------------------------------- which tensors
@@ -178,7 +176,7 @@ def _places(storage: Storage) -> tuple[Storage, Storage | None, int]:
     axis = _inner(storage)
     if axis is None or storage.shape[axis] % TOGETHER:
         return bytes_, None, 0
-    shape = _with(storage.shape, axis, storage.shape[axis] // TOGETHER)
+    shape = with_entry(storage.shape, axis, storage.shape[axis] // TOGETHER)
     words = dense(storage.buffer, shape, FLOAT, [*digits[:-1], Digit(axis, 1, shape[axis])], padding // TOGETHER)
     return bytes_, words, axis
 
@@ -223,11 +221,11 @@ def _unpack(kernel: Kernel, module: Module, integers: Integers) -> bool:
     for number, arg in enumerate(last.body.args):
         access = _integer(arg, before.name, zero)
         at = axis_digit(axis, last.shape[axis]) * TOGETHER + number
-        if access is None or access.index != _with(last.space(), axis, at):
+        if access is None or access.index != with_entry(last.space(), axis, at):
             return False
     word = lin(0, ((1, Digit(axis, TOGETHER, last.shape[axis])),))
     byte = lin(0, ((1, Digit(axis, 1, TOGETHER)),))
-    moved = [substitute(value, _with(before.space(), axis, word), last.shape) for value in coords]
+    moved = [substitute(value, with_entry(before.space(), axis, word), last.shape) for value in coords]
     moved[inner] = moved[inner] * TOGETHER + byte
     storage = _bytes_of(words, inner, zero)
     module.words[kernel.tensor] = before.name
@@ -239,7 +237,7 @@ def _unpack(kernel: Kernel, module: Module, integers: Integers) -> bool:
 
 def _bytes_of(words: Storage, axis: int, zero: int) -> Storage:
     """Where the bytes of words lie, four of them along an axis."""
-    shape = _with(words.shape, axis, words.shape[axis] * TOGETHER)
+    shape = with_entry(words.shape, axis, words.shape[axis] * TOGETHER)
     others = tuple((stride * TOGETHER, digit) for stride, digit in words.address.terms[:-1])
     address = lin(words.address.offset * TOGETHER, (*others, (1, Digit(axis, 1, shape[axis]))))
     return Storage(words.buffer, shape, BYTE, address, words.elements * TOGETHER, zero=zero)
@@ -284,7 +282,3 @@ def _without_copies(stage: Stage, gone: Mapping[str, Stage]) -> Stage:
     for name in tensors_read(stage.body):
         stage = inline(stage, gone[name]) if name in gone else stage
     return stage
-
-
-def _with(values: tuple[T, ...], at: int, value: T) -> tuple[T, ...]:
-    return (*values[:at], value, *values[at + 1 :])

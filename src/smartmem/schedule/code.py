@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.codegen.c_expr import C_TYPES
+from smartmem.codegen.c_operations import C_TYPES
 from smartmem.layout.storage import Storage
 
 Array = np.ndarray[Any, Any]

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Emitter, Lane, Value, plus
+from smartmem.codegen.c_expr import Emitter, Lane, Value
 from smartmem.codegen.c_index import along, c_lin, split_by
+from smartmem.codegen.c_operations import load_bytes, plus, store_bytes
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of
 from smartmem.kernel.expr import Alu, Choose, DType, Iota, Load, walk
@@ -62,14 +63,15 @@ class Source:
         """A vector of its elements, or the first of one, as C."""
         if self.zero is None:
             return f"sm_load_n({place}, {count}, 0.0f)" if count else f"sm_load({place})"
-        loaded = f"sm_load_bytes_n({place}, {count})" if count else f"sm_load_bytes({place})"
-        return plus(loaded, -self.zero, True)
+        return load_bytes(place, self.zero, count)
 
     def store(self, place: str, value: str, count: str | None, streams: bool) -> str:
         """The statement that stores a vector, or the first of one."""
-        bytes_, part = "" if self.zero is None else "_bytes", f", {count}" if count else ""
-        call = "sm_stream" if streams and not (bytes_ or part) else f"sm_store{bytes_}{'_n' if part else ''}"
-        return f"{call}({place}, {plus(value, self.zero or 0, True)}{part});"
+        if self.zero is not None:
+            return store_bytes(place, value, self.zero, count)
+        if count:
+            return f"sm_store_n({place}, {value}, {count});"
+        return f"{'sm_stream' if streams else 'sm_store'}({place}, {value});"
 
     @property
     def is_shared(self) -> bool:

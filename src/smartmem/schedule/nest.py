@@ -23,16 +23,15 @@ from typing import Any
 import numpy as np
 
 from smartmem.codegen.c_expr import (
-    C_TYPES,
     Context,
     Emitter,
     Lane,
     Value,
-    c_const,
     c_guards,
     lookup_renderer,
 )
 from smartmem.codegen.c_index import Axes, along, c_lin, has_division
+from smartmem.codegen.c_operations import C_TYPES, c_const, store_bytes
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of
 from smartmem.kernel.expr import (
@@ -376,7 +375,7 @@ def store_vector(writer: Writer, context: Context, pointer: str, address: Lin, v
     kind = "bool" if dtype == np.bool_ else ""
     integral = dtype.kind in "iu"  # of lanes that are floats until here
     if context.zero is not None and step == 1:
-        writer.line(f"sm_store_bytes{suffix}({pointer} + {where}, {context.stored(value, True)}{count});")
+        writer.line(store_bytes(f"{pointer} + {where}", value, context.zero, lane.count))
         return
     if context.zero is not None:
         text, value = context.stored(value, True), writer.fresh()

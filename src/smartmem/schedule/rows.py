@@ -19,10 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.codegen.c_expr import (
-    C_TYPES,
-    vectorizable,
-)
+from smartmem.codegen.c_expr import vectorizable
+from smartmem.codegen.c_operations import C_TYPES
 from smartmem.codegen.writer import Writer
 from smartmem.kernel.stage import Kernel, Stage, tensors_read
 from smartmem.layout.storage import Storage

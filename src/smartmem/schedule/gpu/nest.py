@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.codegen.c_expr import C_TYPES, LocalReader, Value, lane_free
+from smartmem.codegen.c_expr import LocalReader, Value, lane_free
 from smartmem.codegen.c_index import Axes
+from smartmem.codegen.c_operations import C_TYPES
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter, cl_guards
 from smartmem.codegen.cl_memory import CL_TYPES, LinearBuffer, MemoryAccess, shifted
 from smartmem.codegen.writer import Writer
