@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from smartmem.device import Device
 from smartmem.errors import SmartmemError
 from smartmem.passes import assemble_device
 from smartmem.runtime.opencl.devices import select
+from smartmem.schedule.backend import Backend
+from smartmem.schedule.gpu.choose import backend_of
+from smartmem.schedule.gpu.code import DeviceTarget
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,6 +59,16 @@ def built_quickly(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     if device.kind == "cpu":
         options = f"{assemble_device.BUILD_OPTIONS} -cl-opt-disable"
         monkeypatch.setattr(assemble_device, "BUILD_OPTIONS", options)
+
+
+@pytest.fixture
+def winograd_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every device takes all convolutions that it can in Winograd's form, as if memory cost nothing."""
+
+    def free(target: DeviceTarget) -> Backend:
+        return replace(backend_of(target), predict=lambda b, m, n, k: b * m * n * k, moves=lambda n: 0.0)
+
+    monkeypatch.setattr("smartmem.schedule.gpu.choose.backend_of", free)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
+from tests.support.convolutions import convolution
 from tests.support.counter_network import compiled
 
 from smartmem.counters.profiles import counter_device
@@ -87,7 +88,20 @@ def _told(code: DeviceCode) -> np.ndarray:
 
 @pytest.mark.parametrize("level", ["naive", "full"])
 def test_every_texture_access_is_told(opencl, level):
-    kernels, storages = compiled(level, "texture", counter_device("adreno-740"))
+    used, families = _all_told(opencl, *compiled(level, "texture", counter_device("adreno-740")))
+    assert used > 10_000
+    assert "contraction" in families
+
+
+def test_every_texture_access_of_transforms_is_told(opencl, winograd_pays):
+    model = convolution(32, channels=32)
+    used, families = _all_told(opencl, *compiled("full", "texture", counter_device("adreno-740"), model=model))
+    assert used > 10_000
+    assert "pointwise" in families
+
+
+def _all_told(opencl, kernels, storages) -> tuple[int, set[str]]:
+    """How many reads of textures kernels made, all of them told, and the kernels' families."""
     used, families = 0, set()
     for kernel, code in kernels:
         assert isinstance(kernel, Kernel)
@@ -97,5 +111,4 @@ def test_every_texture_access_is_told(opencl, level):
             assert (seen == told).all(), (kernel.tensor, code.family, seen.sum(axis=0), told.sum(axis=0))
             used += int(told[:, 0].sum())
             families.add(code.family)
-    assert used > 10_000
-    assert "contraction" in families
+    return used, families

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from tests.support.convolutions import convolution
 from tests.support.counter_network import compiled
 
+from smartmem.counters import count as counting
 from smartmem.counters.count import count
 from smartmem.counters.profiles import counter_device
 from smartmem.counters.replay import SLOT_BITS, Geometry, replay
@@ -58,7 +60,20 @@ def _defined(kernel: Kernel, storages) -> dict[str, set[int]]:
 @pytest.mark.parametrize("profile", ["adreno-740", "mali-g57"])
 def test_kernels_touch_what_their_definitions_touch(level, memory, profile):
     device = counter_device(profile)
-    kernels, storages = compiled(level, memory, device)
+    _compare(*compiled(level, memory, device), device)
+
+
+@pytest.mark.parametrize("memory", ["texture", "buffer"])
+@pytest.mark.parametrize("size", [12, 13])
+def test_transforms_touch_what_their_definitions_touch(memory, size, winograd_pays, monkeypatch):
+    monkeypatch.setattr(counting, "BUDGET", 1 << 40)
+    device = counter_device("adreno-740")
+    kernels, storages = compiled("full", memory, device, model=convolution(size, channels=16))
+    assert [kernel.tensor for kernel, _ in kernels] == ["c.sum.tiles", "c.sum.products", "y"]
+    _compare(kernels, storages, device)
+
+
+def _compare(kernels, storages, device) -> None:
     for kernel, code in kernels:
         groups = int(np.prod(code.global_size)) // int(np.prod(code.local_size))
         slots = {slot: number for number, slot in enumerate(code.args)}

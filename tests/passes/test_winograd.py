@@ -8,41 +8,19 @@ import onnx.helper as oh
 import onnx.numpy_helper as nh
 import onnxruntime as ort
 import pytest
-from tests.support.onnx_models import model
+from tests.support.convolutions import CHANNELS, convolution
 
 import smartmem
 from smartmem.frontend.load import load_graph
 from smartmem.passes.lower import lower
 from smartmem.passes.winograd import winograd
-
-CHANNELS = 64
-
-
-def convolution(
-    size: int = 32, channels: int = CHANNELS, pads: int = 1, constant: bool = True, group: int = 1,
-    outputs: int | None = None, **attributes: object,
-) -> onnx.ModelProto:  # fmt: skip
-    """Relu(Conv(x) + bias): x[1, channels, size, size], 3x3 taps."""
-    rng = np.random.default_rng(3)
-    shape = (outputs or channels, channels // group, 3, 3)
-    w = (rng.standard_normal(shape) / np.sqrt(9 * shape[1])).astype(np.float32)
-    bias = rng.standard_normal(shape[0]).astype(np.float32)
-    inputs, constants = {"x": (1, channels, size, size)}, {"bias": bias}
-    if constant:
-        constants["w"] = w
-    else:
-        inputs["w"] = w.shape
-    nodes = [
-        oh.make_node("Conv", ["x", "w", "bias"], ["c"], pads=[pads] * 4, group=group, **attributes),
-        oh.make_node("Relu", ["c"], ["y"]),
-    ]
-    return model(nodes, inputs, {"y": None}, constants)
+from smartmem.schedule.backend import Backend
 
 
-def rewritten(proto: onnx.ModelProto) -> bool:
+def rewritten(proto: onnx.ModelProto, backend: Backend | None = None) -> bool:
     module = lower(load_graph(proto, {}))
     before = len(module.steps)
-    winograd(module)
+    winograd(module, backend)
     return len(module.steps) > before
 
 
@@ -123,6 +101,29 @@ def test_activations_between_are_computed_once():
         assert [k["name"] for k in compiled.program.report["kernels"]] == ["a", "c.sum.tiles", "c.sum.products", "y"]
         error = np.linalg.norm(compiled(x) - expected) / np.linalg.norm(expected)
     assert error < 1e-5
+
+
+def _device(per_byte: float) -> Backend:
+    """A backend that takes as long for a byte as for so many products."""
+    return Backend(lambda kernel, constants: "", predict=lambda b, m, n, k: b * m * n * k, moves=lambda n: per_byte * n)
+
+
+def test_on_a_device_it_follows_the_prediction():
+    assert rewritten(convolution(), _device(0.1))
+    assert not rewritten(convolution(), _device(100.0))
+    assert not rewritten(convolution(28, channels=192, group=4), _device(0.0))  # no groups there
+    assert not rewritten(convolution(), Backend(lambda kernel, constants: "", predict=lambda b, m, n, k: b * m * n * k))
+
+
+def test_on_a_device_it_is_compared_with_a_product_in_slices():
+    """With few pixels a long reduction is cut into slices for all compute units; that is what must be beaten."""
+
+    def few_groups(b: int, m: int, n: int, k: int) -> float:
+        return float(-(-b // 16) * m * n * k)  # 16 at a time
+
+    sliced = Backend(lambda kernel, constants: "", predict=few_groups, moves=lambda n: 4.0 * n)
+    assert not rewritten(convolution(16, channels=128), sliced)
+    assert rewritten(convolution(16, channels=128), _device(4.0))
 
 
 def test_other_levels_have_none():

@@ -56,10 +56,10 @@ def _model() -> onnx.ModelProto:
 
 
 def compiled(
-    level: str, memory: str, device: CounterDevice, precision: str = "fp32"
+    level: str, memory: str, device: CounterDevice, precision: str = "fp32", model: onnx.ModelProto | None = None
 ) -> tuple[list[tuple[Kernel, DeviceCode]], dict[str, DeviceStorage]]:
-    """Each kernel with its code, and where tensors lie."""
+    """Each kernel of the network, or another `model`, with its code, and where tensors lie."""
     options = DeviceOptions(memory=memory, precision=precision)
-    module, storages, target, _ = device_module(_model(), None, level, device.device, options)
+    module, storages, target, _ = device_module(model or _model(), None, level, device.device, options)
     kernels = [k for k in module.kernels if isinstance(k, Kernel)]
     return list(zip(kernels, schedule_all(module, storages, target, None), strict=True)), storages

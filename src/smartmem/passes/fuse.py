@@ -29,9 +29,9 @@ from smartmem.passes.join_rows import join_rows
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule import rows
 from smartmem.schedule.backend import Backend
+from smartmem.schedule.choices import selects
 from smartmem.schedule.choose import CPU
 from smartmem.schedule.roles import align_contraction, factors
-from smartmem.schedule.unrolled import selects
 
 MAX_REPEAT = 4  # a prologue may be evaluated this many times per element if it is not cheap
 CHEAP = 2

@@ -77,6 +77,8 @@ def run_passes(
             passes.append(("winograd", winograd))
         passes.append(("table_products", table_products))
         passes.append(("split_products", split_for_cores))
+    if level == "full" and backend is not None and backend.moves is not None:
+        passes.append(("winograd", lambda m: winograd(m, backend)))
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:
         passes.append(("split_products", lambda m: split_products(m, predict)))
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))

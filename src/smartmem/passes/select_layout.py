@@ -23,6 +23,7 @@ from smartmem.kernel.stage import Kernel, Stage
 from smartmem.layout.memory import order_digits
 from smartmem.layout.storage import Storage, dense
 from smartmem.passes.module import HostOp, Module
+from smartmem.schedule.choices import count_choices, selects
 from smartmem.schedule.roles import expr_axes, is_contraction
 
 SWEEPS = 4
@@ -143,6 +144,8 @@ def requests(module: Module, squares: bool = False) -> dict[str, Requests]:
             _ask_for_reductions(kernel, stage, squares, partial(ask, kernel.tensor))
         if squares:
             _ask_for_stores(kernel, partial(ask, kernel.tensor))
+    for kernel in kernels:
+        _ask_through(kernel, module, wishes, partial(ask, kernel.tensor))
     for _ in range(SWEEPS):
         before = {name: dict(wish.weights) for name, wish in wishes.items()}
         for kernel in kernels:
@@ -210,6 +213,22 @@ def _ask_columns(access: Load, wanted: set[int], weight: float, ask: Ask) -> Non
         if lowest and all(d.axis in wanted and d.lo == 1 for d in lowest):
             run = min(d.ext for d in lowest)
             ask(access.tensor, axis, weight * min(run, FULL_RUN) / FULL_RUN)
+
+
+def _ask_through(kernel: Kernel, module: Module, wishes: dict[str, Requests], ask: Ask) -> None:
+    """A nest that loads far more than it stores (a transform of Winograd) is worth what its result is asked for."""
+    body = kernel.output.body
+    if kernel.rows is not None or not selects(body):
+        return
+    coords, axis = kernel.store_coords(), _contiguous(kernel.tensor, module, wishes)
+    if axis is None:
+        return
+    rank, weight = len(kernel.output.shape), kernel.output.size / count_choices(body)
+    wanted = set(_loops(coords[axis], rank))
+    for access in kernel.output.loads():
+        for position, coordinate in enumerate(access.index):
+            if wanted & _loops(coordinate, rank) and access.tensor not in kernel.local():
+                ask(access.tensor, position, weight)
 
 
 def _pass_on(kernel: Kernel, module: Module, wishes: dict[str, Requests], ask: Ask) -> None:

@@ -23,6 +23,7 @@ from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Alu, Expr, loads
 from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES
+from smartmem.schedule.choices import count_choices
 from smartmem.schedule.flatten import B, Flat, K, M, N, flat_space, flatten
 from smartmem.schedule.gpu import attention, statistics
 from smartmem.schedule.gpu.rows import row_stages
@@ -121,7 +122,8 @@ def _stores(kernel: Kernel, coords: tuple[Lin, ...]) -> list[Access]:
 
 def _nest(kernel: Kernel) -> Group:
     space, local = kernel.output.shape, kernel.local()
-    found = [a for s in kernel.stages for a in _accesses(s.body, math.prod(s.domain), local)]
+    # what choices have in common is loaded once
+    found = [a for s in kernel.stages for a in _accesses(s.body, math.prod(s.domain) / count_choices(s.body), local)]
     found += _stores(kernel, kernel.store_coords())
     deepest = max((s.domain for s in kernel.stages), key=len)
     live = [axis for axis, n in enumerate(space) if n > 1] or list(range(len(space)))[-1:]

@@ -22,7 +22,8 @@ Groups (x depends on o // n) are an axis g of the tiles in front of c, and a and
 so that from one (a, b, g) to the next operand A moves by as many floats as a group has inputs, and all use the same row
 pointers (`Pipeline.shared_step`).
 
-It pays where the products saved outweigh the memory that tiles and products move; `_gain` compares the two.
+It pays where the products saved outweigh the memory that tiles and products move: `_saves` compares the two for a CPU,
+`_saves_on` for another backend.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from smartmem.kernel.evaluate import evaluate_expr
 from smartmem.kernel.expr import Expr, alu, choose, const, index_values, load, one_of
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.passes.module import HostOp, Module
+from smartmem.passes.split_products import product_time
+from smartmem.schedule.backend import Backend
 from smartmem.schedule.roles import expr_axes, factors, multiplies_bytes
 
 TAPS = 3  # per axis
@@ -48,6 +51,7 @@ TAPS = 3  # per axis
 # weights, which come from memory. From times of layers with and without, and from the bandwidth of memory, of a Xeon
 # with AVX-512; only their order of magnitude matters.
 TILE_BYTE, WEIGHT_BYTE = 3, 12
+MARGIN = 0.85  # another backend's prediction must be at most this share of that of the convolution
 
 
 Vector = list[Expr]
@@ -100,11 +104,11 @@ class _Convolution:
         return 1 if self.groups is None else self.stage.domain[self.groups[0]] // self.groups[1]
 
 
-def winograd(module: Module) -> None:
-    """Rewrites the convolutions for which it pays."""
+def winograd(module: Module, backend: Backend | None = None) -> None:
+    """Rewrites the convolutions for which it pays, on the CPU or another backend."""
     steps: list[Stage | HostOp] = []
     for step in module.steps:
-        found = _best(step, module) if isinstance(step, Stage) else None
+        found = _best(step, module, backend) if isinstance(step, Stage) else None
         if found is None:
             steps.append(step)
             continue
@@ -120,10 +124,12 @@ def winograd(module: Module) -> None:
     module.steps = steps
 
 
-def _best(stage: Stage, module: Module) -> _Convolution | None:
+def _best(stage: Stage, module: Module, backend: Backend | None) -> _Convolution | None:
     """The stage in the form that saves most, None if it is no convolution or none pays."""
     found = [c for c in (_convolution(stage, form, module) for form in FORMS) if c is not None]
-    return max((c for c in found if _gain(c) > 0), key=_gain, default=None)
+    saved = [_saves(c) if backend is None else _saves_on(backend, c) for c in found]
+    best = max(range(len(found)), key=saved.__getitem__, default=None)
+    return None if best is None or saved[best] <= 0 else found[best]
 
 
 def _convolution(stage: Stage, form: Form, module: Module) -> _Convolution | None:
@@ -184,17 +190,45 @@ def _tiles(extent: int, tile: int) -> int:
     return -(-extent // tile)
 
 
-def _gain(found: _Convolution) -> int:
-    """Operations saved less those that moving tiles, products and the larger weights takes the time of."""
-    side, tile = found.form.side, found.form.tile
+@dataclass(frozen=True)
+class _Work:
+    """Elements of a convolution in Winograd's form: `pixels` of the result, `tiles`, `inputs` and `outputs` of each."""
+
+    pixels: int
+    tiles: int
+    inputs: int
+    outputs: int
+
+
+def _work(found: _Convolution) -> _Work:
     rest, sides = math.prod(found.extent(found.rest)), found.extent([h for h, _ in found.sides])
-    pixels, tiles = rest * math.prod(sides), rest * math.prod(_tiles(n, tile) for n in sides)
-    inputs, outputs = math.prod(found.extent(found.inputs)), math.prod(found.extent(found.outputs))
-    elements = side * side * tiles
-    saved = 2 * inputs * outputs * (TAPS * TAPS * pixels - elements)
-    moved = 4 * 3 * elements * (inputs * found.count + outputs)  # each is written (which reads it first) and read
-    larger = 4 * (side * side - TAPS * TAPS) * inputs * outputs
-    return int(saved - TILE_BYTE * moved - WEIGHT_BYTE * larger)
+    tiles = rest * math.prod(_tiles(n, found.form.tile) for n in sides)
+    return _Work(
+        rest * math.prod(sides), tiles, math.prod(found.extent(found.inputs)), math.prod(found.extent(found.outputs))
+    )
+
+
+def _saves(found: _Convolution) -> float:
+    """Operations of a CPU less those that moving tiles, products and the larger weights takes the time of."""
+    work, elements = _work(found), found.form.side**2
+    saved = 2 * work.inputs * work.outputs * (TAPS * TAPS * work.pixels - elements * work.tiles)
+    moved = 3 * elements * work.tiles * (work.inputs * found.count + work.outputs)  # a write reads it first
+    larger = (elements - TAPS * TAPS) * work.inputs * work.outputs
+    return saved - 4 * (TILE_BYTE * moved + WEIGHT_BYTE * larger)
+
+
+def _saves_on(backend: Backend, found: _Convolution) -> float:
+    """Predicted time of the convolution less that of the three kernels, and of a margin."""
+    predict, moves = backend.predict, backend.moves
+    if predict is None or moves is None or found.count > 1:
+        return 0.0
+    work, elements = _work(found), found.form.side**2
+    weights = 4 * work.inputs * work.outputs
+    direct = product_time(predict, 1, work.pixels, work.outputs, TAPS * TAPS * work.inputs)
+    tiles = moves(4 * work.inputs * (work.pixels + elements * work.tiles))
+    products = max(predict(elements, work.tiles, work.outputs, work.inputs), moves(elements * weights))
+    results = moves(4 * work.outputs * (work.pixels + elements * work.tiles))
+    return MARGIN * max(direct, moves(TAPS * TAPS * weights)) - (tiles + products + results)
 
 
 def _weights(found: _Convolution, module: Module) -> np.ndarray[Any, Any]:

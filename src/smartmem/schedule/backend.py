@@ -13,6 +13,8 @@ Schedulable = Callable[[Kernel, set[str]], str]
 Tiles = Callable[[Kernel, set[str]], int]
 # Predicted time of a matrix product with the given extents (batch, m, n, k), in any unit.
 Predict = Callable[[int, int, int, int], float]
+# The same of a pointwise kernel that moves so many bytes.
+Moves = Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Backend:
             apart by its reader.
         doubles: whether it has 64-bit floats.
         predict: set if products with few tiles are worth taking in two steps.
+        moves: set if, beside `predict`, it tells which convolutions are worth Winograd's transforms.
         units: compute units that a long reduction should keep busy; 0: no matter.
         tiles: where more than one reads operand A, what is not cheap is computed in a kernel of its own.
     """
@@ -33,5 +36,6 @@ class Backend:
     operators_first: bool = False
     doubles: bool = True
     predict: Predict | None = None
+    moves: Moves | None = None
     units: int = 0
     tiles: Tiles = lambda kernel, constants: 1

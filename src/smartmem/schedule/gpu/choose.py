@@ -1,5 +1,6 @@
 """Which device schedule computes a kernel, and which kernels fusion may make for a device.
 
+transforms      pointwise kernels that choose by axes   (`unrolled`)
 row pipelines   contraction, attention, row reduction   (`contraction`, `attention`, `rows`)
 nests           pointwise, window, reduction, fallback  (`nest`)
 """
@@ -21,7 +22,7 @@ from smartmem.schedule import nest as cpu_nest
 from smartmem.schedule import rows as cpu_rows
 from smartmem.schedule.backend import Backend
 from smartmem.schedule.flatten import M, N, flat_space
-from smartmem.schedule.gpu import attention, contraction, loops, matrix_tile, nest, rows, statistics, tile
+from smartmem.schedule.gpu import attention, contraction, loops, matrix_tile, nest, rows, statistics, tile, unrolled
 from smartmem.schedule.gpu.code import DeviceCode, DeviceTarget, Storages
 from smartmem.schedule.operand_b import b_tensors
 from smartmem.schedule.pipeline import batch_axes, batch_first
@@ -98,13 +99,18 @@ def backend_of(target: DeviceTarget) -> Backend:
             return matrix_tile.predicted(matrix_tile.choose_tile(batch, m, n, k, form, device), batch, m, n, k, device)
         return tile.predicted(tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
 
+    def moves(count: int) -> float:
+        return matrix_tile.FOLLOWS + count / (matrix_tile.MOVED * device.compute_units)
+
+    gpu = device.kind == "gpu"
     return Backend(
         lambda kernel, constants: schedulable(kernel, constants, target),
-        True,
-        device.fp64,
-        predict if device.kind == "gpu" else None,
-        device.compute_units if device.kind == "gpu" else 0,
-        lambda kernel, constants: tiles_across(kernel, constants, target),
+        operators_first=True,
+        doubles=device.fp64,
+        predict=predict if gpu else None,
+        moves=moves if gpu and target.tuned and device.matrix_units and device.graphs and not target.half else None,
+        units=device.compute_units if gpu else 0,
+        tiles=lambda kernel, constants: tiles_across(kernel, constants, target),
     )
 
 
@@ -113,7 +119,8 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     if kernel.rows is None:
         if not cpu_nest.accepts(kernel):
             raise CompilerError(f"no schedule accepts kernel {kernel.tensor}; please report this")
-        return nest.schedule(kernel, storages, target, constants)
+        chosen = unrolled.schedule(kernel, storages, target) if target.tuned else None
+        return chosen or nest.schedule(kernel, storages, target, constants)
     contracted = [s for s in kernel.stages if is_contraction(s, kernel.rows)]
     if not contracted:
         return rows.schedule(kernel, storages, target)

@@ -128,6 +128,9 @@ FLOAT_TILES = tuple(  # a warp has registers for 16 blocks: each has three sets 
 )  # fmt: skip
 READS = 3 / 64  # fragments of the largest warp that `predicted` was fitted to, 64x32
 MANY_ROWS = 4096  # from which on even a few columns of a tile pay: what counts is how the rows are loaded
+LAUNCH = 4900  # cycles that a kernel takes whatever it does
+FOLLOWS = 2500  # the same of a pointwise kernel in a graph
+MOVED = 14  # bytes per cycle and compute unit that a pointwise kernel moves, as measured on an H200
 UNIT_LOCAL = 225_000  # bytes of local memory that the groups on one compute unit share
 
 
@@ -176,4 +179,4 @@ def predicted(tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Devi
         return -(-k // tile.depth) * step + together * tile.rows * tile.columns / tile.items
 
     full, rest = divmod(groups, device.compute_units * resident)
-    return 4900 + full * wave(resident) + (wave(-(-rest // device.compute_units)) if rest else 0)
+    return LAUNCH + full * wave(resident) + (wave(-(-rest // device.compute_units)) if rest else 0)

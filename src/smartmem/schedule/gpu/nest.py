@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.codegen.c_expr import LocalReader, Value, lane_free
+from smartmem.codegen.c_expr import Lane, LocalReader, Value, lane_free
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.c_operations import C_TYPES
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter, cl_guards
@@ -127,7 +127,7 @@ class _Emit:
         else:
             w.line("const int item = get_global_id(0);")
             w.line(f"if (item >= {self.items}) return;")
-        self._coordinates()
+        coordinates(w, self.nest.extents, range(self.nest.space), lane, self.items)
         values: dict[str, Value] = {}
         context = replace(self.context, local={n: reader(values, n) for n in self.kernel.local()})
         emitter = DeviceEmitter(w, context)
@@ -145,22 +145,6 @@ class _Emit:
             for name, place in zip(self.kernel.written, self.nest.stores, strict=True)
         )
         store(w, context, destinations, values[self.kernel.output.name], emitter, self.kernel.output.dtype)
-
-    def _coordinates(self) -> None:
-        """Loop variables from the number of the work-item, the last loop fastest."""
-        lane, below = self.context.lane, 1
-        lines = []
-        for axis in reversed(range(self.nest.space)):
-            extent = self.nest.extents[axis] // (LANES if lane and lane.axis == axis else 1)
-            text = "item" if below == 1 else f"(item / {below})"
-            if below * extent < self.items:
-                text = f"{text} % {extent}"
-            if lane and lane.axis == axis:
-                text = f"{text} * {LANES}"
-            lines.append(f"const int i{axis} = {text};")
-            below *= extent
-        for text in reversed(lines):
-            self.writer.line(text)
 
     def _reduction(
         self, combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], context: DeviceContext
@@ -238,6 +222,23 @@ class _Emit:
                 w.line(f"{where} = {position};")
             w.line(f"++{position};")
         return Value(where)
+
+
+def coordinates(writer: Writer, extents: Sequence[int], axes: Sequence[int], lane: Lane | None, items: int) -> None:
+    """Loop variables of `axes` from ``item``, the number of the work-item among `items`, the last loop fastest."""
+    below = 1
+    lines = []
+    for axis in reversed(axes):
+        extent = extents[axis] // (LANES if lane and lane.axis == axis else 1)
+        text = "item" if below == 1 else f"(item / {below})"
+        if below * extent < items:
+            text = f"{text} % {extent}"
+        if lane and lane.axis == axis:
+            text = f"{text} * {LANES}"
+        lines.append(f"const int i{axis} = {text};")
+        below *= extent
+    for text in reversed(lines):
+        writer.line(text)
 
 
 def tree(

@@ -1,4 +1,4 @@
-"""The access patterns of the device schedules: what `nest`, `rows`, `tile` and `attention` emit, as `Sweep`s.
+"""The access patterns of the device schedules: what `nest`, `unrolled`, `rows`, `tile`, `attention` emit, as `Sweep`s.
 
 In: the same data that the code is written from (nests, tiles, staged operands, bodies with places). Out: `Sweep`s. A
 change of how work-items share the work there is a change here; `tests/counters` compares both.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smartmem.codegen.c_expr import Lane
 from smartmem.index.lin import Lin, axis_digit
+from smartmem.index.map import Guard
 from smartmem.kernel.expr import Expr
 from smartmem.layout.memory import LANES
+from smartmem.schedule.choices import limits_of
 from smartmem.schedule.flatten import B, K, M, N
 from smartmem.schedule.gpu.code import Storages
 from smartmem.schedule.gpu.loops import Nest
@@ -75,11 +77,38 @@ def of_nest(
     return [s for s in sweeps if s.accesses]
 
 
+def of_choices(
+    results: Sequence[tuple[Expr, tuple[tuple[Lin, ...], ...]]], extents: Sequence[int], axes: Sequence[int],
+    lane: Lane | None, items: int, groups: int, storages: Storages, written: Sequence[str],
+) -> list[Sweep]:  # fmt: skip
+    """A kernel whose work-items compute several `results` (bodies and places of stores) each, at loops `axes`.
+
+    That results which end earlier than others load again what those have, at the end, is not told.
+    """
+    steps = [LANES if lane and lane.axis == axis else 1 for axis in axes]
+    item = position(GROUP, groups) * items + position(ITEM, items)
+    unraveled = unravel(item, [extents[axis] // step for axis, step in zip(axes, steps, strict=True)])
+    loops = {axis: value * step for axis, value, step in zip(axes, unraveled, steps, strict=True)}
+    ends = {axis: extents[axis] for axis in axes}
+    loads: dict[Access, Access] = {}
+    for whole, _ in results:
+        limits, body = limits_of(whole)
+        for access in loads_of([body], storages, (), lane):
+            loads.setdefault(access, replace(access, guards=(*limits, *access.guards)))
+    sweeps = [Sweep(loops, ends, tuple(loads.values()), items)]
+    for body, places in results:
+        limits, _ = limits_of(body)
+        stores = _stores(zip(written, places, strict=True), storages, lane, limits=limits)
+        sweeps.append(Sweep(loops, ends, stores, items, phase=len(sweeps)))
+    return [s for s in sweeps if s.accesses]
+
+
 def _stores(
-    written: Iterable[tuple[str, tuple[Lin, ...]]], storages: Storages, lane: Lane | None, vector: bool = True
-) -> tuple[Access, ...]:
-    """The stores to tensors at places; those in local memory are not told."""
-    return tuple(access_of(storages[name], place, lane, vector, written=True) for name, place in written if name)
+    written: Iterable[tuple[str, tuple[Lin, ...]]], storages: Storages, lane: Lane | None, vector: bool = True,
+    limits: tuple[Guard, ...] = (),
+) -> tuple[Access, ...]:  # fmt: skip
+    """The stores to tensors at places, where `limits` hold; those in local memory are not told."""
+    return tuple(access_of(storages[name], place, lane, vector, limits, True) for name, place in written if name)
 
 
 @dataclass(frozen=True)
