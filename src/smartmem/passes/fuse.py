@@ -212,11 +212,16 @@ class _Fuser:
             return None  # bytes lie in memory as such
         if (_repeats(stage, user) > 1 or _packs(user)) and (
             _is_heavy(producer)
-            or (_is_heavy(consumer) and cost(stage.body) > CHEAP)
+            or (_is_heavy(consumer) and (cost(stage.body) > CHEAP or self._joins(stage)))
             or (cost(stage.body) and self._can_follow(producer))
         ):
             return None
         return Kernel.of(inline(user, stage))
+
+    def _joins(self, stage: Stage) -> bool:
+        """Whether it reads several tensors of its size: in its place each of its readers would."""
+        names = tensors_read(stage.body)
+        return sum(math.prod(self.module.shape(name)) >= stage.size for name in names) > 1
 
     def _narrows(self, stage: Stage) -> bool:
         """Whether all that a stage computes are integers of eight bits (see `store_bytes`)."""
@@ -244,7 +249,7 @@ class _Fuser:
         return current is last
 
     def _epilogue(self, producer: Kernel, consumer: Kernel) -> Kernel | None:
-        if _is_pointwise(producer) or not _is_pointwise(consumer):
+        if _is_pointwise(producer) or not _is_pointwise(consumer) or _shares_loads(consumer.output.body):
             return None
         stage = consumer.output
         accesses = [x for x in stage.loads() if x.tensor == producer.tensor]
@@ -390,8 +395,12 @@ def _packed_columns(stage: Stage) -> int:
 
 def _is_heavy(kernel: Kernel) -> bool:
     """Whether it is a pointwise kernel that needs a schedule of its own, because it computes so much per element."""
-    body = kernel.output.body
-    return _is_pointwise(kernel) and (cost(body) > HEAVY or (selects(body) and _most_loads(body) > MOST_LOADS))
+    return _is_pointwise(kernel) and (cost(kernel.output.body) > HEAVY or _shares_loads(kernel.output.body))
+
+
+def _shares_loads(body: Expr) -> bool:
+    """Whether results next to each other load so much in common that only a schedule for that computes them well."""
+    return selects(body) and _most_loads(body) > MOST_LOADS
 
 
 def _most_loads(body: Expr) -> int:
