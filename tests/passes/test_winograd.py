@@ -103,6 +103,40 @@ def test_activations_between_are_computed_once():
     assert error < 1e-5
 
 
+def _kernels(proto: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Names and families of the kernels, whose numbers are right."""
+    shape = tuple(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim)
+    x = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    expected = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
+    with smartmem.compile(proto) as compiled:
+        assert np.linalg.norm(compiled(x) - expected) / np.linalg.norm(expected) < 1e-5
+        return [(k["name"], k["family"]) for k in compiled.program.report["kernels"]]
+
+
+def test_its_results_are_no_epilogue_of_another_product():
+    """Each of them would load 36 products; where neighbours are computed together 16 share these."""
+    proto = convolution()
+    rng = np.random.default_rng(5)
+    proto.graph.initializer.append(
+        nh.from_array((rng.standard_normal((CHANNELS, CHANNELS, 1, 1)) / 8).astype("f"), "v")
+    )
+    proto.graph.node[1].input[0] = "sum"
+    proto.graph.node.insert(1, oh.make_node("Add", ["c", "shortcut"], ["sum"]))
+    proto.graph.node.insert(1, oh.make_node("Conv", ["x", "v"], ["shortcut"]))
+    found = dict(_kernels(proto))
+    assert found["y"] == "pointwise"
+    assert set(found) == {"c.sum.tiles", "c.sum.products", "shortcut", "y"}
+
+
+def test_a_product_of_two_tensors_in_front_is_stored():
+    """x * sigmoid(x) in the place of its readers would take two tensors, which something else had to store."""
+    proto = convolution()
+    proto.graph.node[0].input[0] = "s"
+    for node in (("Mul", ["t", "gate"], "s"), ("Sigmoid", ["t"], "gate"), ("Tanh", ["x"], "t")):
+        proto.graph.node.insert(0, oh.make_node(node[0], node[1], [node[2]]))
+    assert [name for name, _ in _kernels(proto)] == ["s", "c.sum.tiles", "c.sum.products", "y"]
+
+
 def _device(per_byte: float) -> Backend:
     """A backend that takes as long for a byte as for so many products."""
     return Backend(lambda kernel, constants: "", predict=lambda b, m, n, k: b * m * n * k, moves=lambda n: per_byte * n)

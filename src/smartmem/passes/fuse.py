@@ -220,8 +220,8 @@ class _Fuser:
 
     def _joins(self, stage: Stage) -> bool:
         """Whether it reads several tensors of its size: in its place each of its readers would."""
-        names = tensors_read(stage.body)
-        return sum(math.prod(self.module.shape(name)) >= stage.size for name in names) > 1
+        shapes = [self.module.types[name][0] for name in tensors_read(stage.body)]
+        return sum(shape is not None and math.prod(shape) >= stage.size for shape in shapes) > 1
 
     def _narrows(self, stage: Stage) -> bool:
         """Whether all that a stage computes are integers of eight bits (see `store_bytes`)."""

@@ -216,7 +216,7 @@ def _ask_columns(access: Load, wanted: set[int], weight: float, ask: Ask) -> Non
 
 
 def _ask_through(kernel: Kernel, module: Module, wishes: dict[str, Requests], ask: Ask) -> None:
-    """A nest that loads far more than it stores (a transform of Winograd) is worth what its result is asked for."""
+    """A nest whose results share loads (a transform of Winograd) asks for what it is asked for, as it stores."""
     body = kernel.output.body
     if kernel.rows is not None or not selects(body):
         return

@@ -21,7 +21,7 @@ from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter, cl_guards
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin
 from smartmem.index.map import Guard
-from smartmem.kernel.expr import Expr
+from smartmem.kernel.expr import Expr, loads
 from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES
 from smartmem.schedule.choices import choices, choosing_axes, guards_in, in_whole_tiles, limits_of, selects, unguarded
@@ -43,12 +43,13 @@ from smartmem.schedule.gpu.sweeps import of_choices
 GROUP = 128
 SMALL_GROUP = 32
 BUSY = 128  # work-items per compute unit from which on each takes four values
+MOST = 64  # results of a work-item
 
 Results = Sequence[tuple[Expr, tuple[tuple[Lin, ...], ...]]]
 
 
 def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> DeviceCode | None:
-    """OpenCL C of a kernel whose only stage chooses by axes, None for others."""
+    """OpenCL C of a kernel whose only stage chooses by axes between results that share loads, None for others."""
     if len(kernel.stages) != 1 or kernel.output.reduce or not selects(kernel.output.body):
         return None
     kernel = in_whole_tiles(kernel)
@@ -59,6 +60,8 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
     if not chosen or lane is None or lane.axis in chosen:
         return None
     results = _results(body, nest.stores, nest.extents, chosen)
+    if len(results) > MOST or not _share_loads([body for body, _ in results]):
+        return None
     guards = guards_in(body for body, _ in results)
     if not all(lane_free((g,), lane) for g in guards):
         return None
@@ -99,6 +102,12 @@ def _results(body: Expr, stores: Sequence[tuple[Lin, ...]], extents: Sequence[in
         rest = iter(parts)
         results.append((here, tuple(tuple(next(rest) for _ in place) for place in stores)))
     return results
+
+
+def _share_loads(bodies: Sequence[Expr]) -> bool:
+    """Whether most values are loaded for several results. (The pieces of a Concat have none in common.)"""
+    each = [frozenset(loads(body)) for body in bodies]
+    return sum(map(len, each)) >= 2 * len(frozenset().union(*each))
 
 
 def _compute(w: Writer, context: DeviceContext, kernel: Kernel, results: Results) -> None:
