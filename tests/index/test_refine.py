@@ -137,6 +137,16 @@ def test_merge(
     assert all(len(value.terms) <= len(merged) for value in result.lins)
 
 
+def test_merge_cuts_digits_of_what_may_separate_nothing() -> None:
+    """A mean per group, read over merged channels: ``mean[c // 4]``."""
+    image = lin(0, ((4, Digit(0, 1, 8)), (1, Digit(1, 1, 4))))
+    mean = axis_digit(0, 8)
+    assert merge((8, 4), (0, 1), [image, mean]).extents == (8, 4)
+    merged = merge((8, 4), (0, 1), [image, mean], cut=[1])
+    assert merged.extents == (32,)
+    assert merged.lins == (axis_digit(0, 32), lin(0, ((1, Digit(0, 4, 8)),)))
+
+
 def test_merge_looks_into_marks() -> None:
     rolled = views.roll((4, 6), 1, 2)
     flat = rolled.coords[0] * 6 + rolled.coords[1]

@@ -11,7 +11,7 @@ Worked example, pixel shuffle by 2: h asks for the cut 2 and so does w, the loop
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -81,17 +81,22 @@ def _heaviest_chain(cuts: Counter[int]) -> list[int]:
     return best[ordered[-1]][1]
 
 
-def merge(extents: Sequence[int], order: Sequence[int], lins: Sequence[Lin], keep: Iterable[int] = ()) -> Refinement:
+def merge(
+    extents: Sequence[int], order: Sequence[int], lins: Sequence[Lin], keep: Iterable[int] = (),
+    cut: Collection[int] = (),
+) -> Refinement:  # fmt: skip
     """Joins axes that are neighbours in `order` (outermost first) wherever no Lin separates them.
 
-    Axes in `keep` are not joined. In the result axes are numbered by `order`; `origin` is -1 for a joined axis.
+    Axes in `keep` are not joined. The Lins at the positions `cut` separate none: they have digits of a joined axis. In
+    the result axes are numbered by `order`; `origin` is -1 for a joined axis.
     """
     kept = set(keep)
+    whole = [value for position, value in enumerate(lins) if position not in cut]
     groups = [[axis] for axis in order]
     position = 0
     while position + 1 < len(groups):
         outer, inner = groups[position], groups[position + 1]
-        if not kept & {*outer, *inner} and _joinable(extents, outer, inner, lins):
+        if not kept & {*outer, *inner} and _joinable(extents, outer, inner, whole):
             groups[position : position + 2] = [[*outer, *inner]]
             position = max(position - 1, 0)
         else:

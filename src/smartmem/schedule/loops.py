@@ -46,6 +46,7 @@ SMALL = 64  # how many times larger the output is than a tensor that asks for no
 SINGLE = 3  # iterations of a group that a single one costs, about
 EDGES = 1.2  # what groups at the borders must save to be worth their code: with long rows they cost time
 UNROLLED = 16  # taps up to which a loop over them is unrolled
+LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
 _ACCUMULATE = frozenset(("sum", "prod", "max", "min"))
 
 
@@ -117,7 +118,9 @@ def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
     strides = {d.axis: s for s, d in refined.lins[0].terms if isinstance(d.axis, int)}
     reducing = [a for a, o in enumerate(refined.origin) if o >= rank]
     order = sorted((a for a, o in enumerate(refined.origin) if o < rank), key=lambda a: (-abs(strides.get(a, 0)), a))
-    merged = merge(refined.extents, order + reducing, refined.lins, keep=reducing)
+    # a mean of each group is read by lanes of several groups
+    cut = [k for k, v in enumerate(old) if v in small] if is_long_sum(kernel) else []
+    merged = merge(refined.extents, order + reducing, refined.lins, keep=reducing, cut=cut)
     change = dict(zip(old, merged.lins, strict=True))
     space = len(merged.extents) - len(reducing)
     loops = [
@@ -127,14 +130,22 @@ def build(kernel: Kernel, storages: Mapping[str, Storage]) -> Nest:
     return Nest(merged.extents, space, [map_lins(b, change) for b in bodies], loops, change[store])
 
 
+def is_long_sum(kernel: Kernel) -> bool:
+    """Whether a kernel is one long reduction, as the statistics of group normalizations are."""
+    alone = len(kernel.stages) == 1 and not kernel.output.combine.startswith("arg")
+    return alone and math.prod(kernel.output.reduce) > LONG_SUM
+
+
 def _small_addresses(kernel: Kernel, bodies: list[Expr], storages: Mapping[str, Storage]) -> set[Lin]:
-    """Addresses in tensors so small beside the output that they may ask for no cuts: short lanes would cost more."""
+    """Addresses in tensors so small beside the output, or what a long reduction reads, that they may ask for no cuts:
+    short lanes would cost more."""
     small: set[Lin] = set()
     large: set[Lin] = set()
+    size = math.prod(kernel.output.domain if is_long_sum(kernel) else kernel.shape)
     for body in bodies:
         for node in walk(body):
             if isinstance(node, Load) and node.index:
-                few = storages[node.tensor].elements * SMALL <= math.prod(kernel.shape)
+                few = storages[node.tensor].elements * SMALL <= size
                 (small if few else large).add(node.index[0])
     return small - large
 

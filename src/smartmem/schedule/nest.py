@@ -49,11 +49,11 @@ from smartmem.kernel.stage import Kernel, looked_up
 from smartmem.layout.storage import Storage, dense
 from smartmem.schedule.code import Arguments, KernelCode, Target
 from smartmem.schedule.lane_weights import lane_weights
-from smartmem.schedule.loops import UNROLLED, Jam, Nest, build, choose_lane, find_jam, rounded
+from smartmem.schedule.loops import LONG_SUM, UNROLLED, Jam, Nest, build, choose_lane, find_jam, is_long_sum, rounded
 from smartmem.schedule.nest_tasks import Tasks
 
 EACH = frozenset(("gelu",))  # functions that several vectors take together (`sm_<name>_each`)
-LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
+VECTORS = 4  # that a long reduction takes together
 
 
 def accepts(kernel: Kernel) -> bool:
@@ -127,7 +127,12 @@ def schedule(
         if lane is None:
             _body(kernel, nest, context, writer, pointers)
         elif jam is None:
-            _lane_loop(lane, plan, context, writer, lambda ctx: _body(kernel, nest, ctx, writer, pointers))
+            several = (
+                partial(_sums_of_vectors, kernel, nest, writer, pointers)
+                if target.tuned and is_long_sum(kernel)
+                else None
+            )
+            _lane_loop(lane, plan, context, writer, lambda ctx: _body(kernel, nest, ctx, writer, pointers), several)
         else:
             _jam_loop(kernel, nest, jam, lane, plan, context, writer, pointers)
     if streams:
@@ -145,11 +150,18 @@ def _read(kernel: Kernel, nest: Nest) -> set[str]:
     return {*looked, *(access.tensor for body in nest.bodies for access in loads(body))}
 
 
-def _lane_loop(lane: Lane, plan: Tasks, context: Context, writer: Writer, body: Callable[[Context], None]) -> None:
-    """Full vectors along the lane, then what is left of one."""
+def _lane_loop(
+    lane: Lane, plan: Tasks, context: Context, writer: Writer, body: Callable[[Context], None],
+    several: Callable[[Context], None] | None = None,
+) -> None:  # fmt: skip
+    """Full vectors along the lane, `VECTORS` of them together where there is code for that; what is left of one."""
     variable = context.axes.names[lane.axis]
     low, high = plan.lane_range(lane)
     writer.line(f"long {variable} = {low};")
+    if several is not None and lane.extent >= VECTORS * lane.width:
+        step = f"{VECTORS} * SM_W"
+        with writer.block(f"for (; {variable} + {step} <= {high}; {variable} += {step})"):
+            several(context)
     with writer.block(f"for (; {variable} + SM_W <= {high}; {variable} += SM_W)"):
         body(context)
     if plan.has_tail(lane):
@@ -314,6 +326,40 @@ def _reduction(
         value = inner.as_vector(inner.value(body), body.dtype)
         writer.line(f"{total} = {combined(combine, total, value, vector, dtype)};")
     return Value(outer, vector)
+
+
+def _sums_of_vectors(kernel: Kernel, nest: Nest, writer: Writer, pointers: Mapping[str, str], context: Context) -> None:
+    """The only reduction of a kernel for `VECTORS` vectors: what is read once is read where it lies side by side."""
+    (stage,), (body,), (reduces,), lane = kernel.stages, nest.bodies, nest.reduces, context.lane
+    assert lane is not None
+    variable, start = context.axes.names[lane.axis], f"sm_splat({initial(stage.combine, stage.dtype)})"
+    totals = [writer.fresh("total") for _ in range(VECTORS)]
+    writer.line(f"f32v {', '.join(f'{total} = {start}' for total in totals)};")
+    context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
+    places = [
+        replace(
+            context, axes=replace(context.axes, names={**context.axes.names, lane.axis: f"({variable} + {k} * SM_W)"})
+        )
+        for k in range(VECTORS)
+    ]
+    known = [_invariant(body, reduces, place, writer) for place in places]
+    sums = totals
+    with ExitStack() as loops:
+        for axis in reduces:
+            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
+            if stage.combine == "sum" and axis == reduces[0] and len(reduces) > 1:  # sums of sums, as in `_reduction`
+                sums = [writer.fresh("part") for _ in totals]
+                writer.line(f"f32v {', '.join(f'{part} = {start}' for part in sums)};")
+                loops.callback(writer.line, " ".join(f"{a} += {b};" for a, b in zip(totals, sums, strict=True)))
+        if isinstance(body, Choose) and stage.combine == "sum" and is_zero(body.otherwise):
+            loops.enter_context(writer.block(f"if ({c_guards(body.guards, context.axes)})"))
+            body = body.then
+        for place, values, total in zip(places, known, sums, strict=True):
+            inner = Emitter(writer, place, values)
+            value = inner.as_vector(inner.value(body), body.dtype)
+            writer.line(f"{total} = {combined(stage.combine, total, value, True, stage.dtype)};")
+    for place, total in zip(places, totals, strict=True):
+        _store(kernel, nest, place, writer, Emitter(writer, place), Value(total, True), pointers[kernel.tensor])
 
 
 def _invariant(body: Expr, reduces: tuple[int, ...], context: Context, writer: Writer) -> dict[int, Value]:
