@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.helper as oh
+import onnx.numpy_helper as nh
 from tests.support.onnx_models import model
 
 CHANNELS = 64
@@ -29,3 +30,17 @@ def convolution(
         oh.make_node("Relu", ["c"], ["y"]),
     ]
     return model(nodes, inputs, {"y": None}, constants)
+
+
+def gated(size: int = 32) -> onnx.ModelProto:
+    """The convolution of a[1, CHANNELS, size, size] = z * sigmoid(z), z a convolution of stride 2 of x."""
+    proto = convolution(size)
+    w = (np.random.default_rng(5).standard_normal((CHANNELS, CHANNELS, 3, 3)) / 24).astype(np.float32)
+    proto.graph.initializer.append(nh.from_array(w, "w0"))
+    for side in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
+        side.dim_value = 2 * size
+    proto.graph.node[0].input[0] = "a"
+    first = oh.make_node("Conv", ["x", "w0"], ["z"], pads=[1] * 4, strides=[2, 2])
+    for node in (oh.make_node("Mul", ["z", "gate"], ["a"]), oh.make_node("Sigmoid", ["z"], ["gate"]), first):
+        proto.graph.node.insert(0, node)
+    return proto

@@ -24,6 +24,9 @@ from smartmem.kernel.stage import Kernel, reindex
 LONGEST = 8  # extent of an axis worth unrolling
 NOWHERE = const(math.nan)  # what a body is where it is not stored
 
+Result = tuple[Expr, tuple[tuple[Lin, ...], ...]]
+"""A body, and the places where it is stored: one Lin of a buffer each, or those of a texture."""
+
 
 def selects(body: Expr) -> bool:
     """Whether an expression chooses by an axis."""
@@ -72,9 +75,9 @@ def choosing_axes(body: Expr, extents: Sequence[int]) -> list[int]:
 
 
 def choices(
-    body: Expr, places: tuple[Lin, ...], extents: Sequence[int], chosen: Sequence[int]
-) -> list[tuple[Expr, tuple[Lin, ...]]]:
-    """The body and the places at every value of the chosen axes; not where nothing is stored."""
+    body: Expr, stores: Sequence[tuple[Lin, ...]], extents: Sequence[int], chosen: Sequence[int]
+) -> list[Result]:
+    """The body and the places of its stores at every value of the chosen axes; not where nothing is stored."""
     results = []
     for values in itertools.product(*(range(extents[a]) for a in chosen)):
         axes = [axis_digit(a, n) for a, n in enumerate(extents)]
@@ -84,7 +87,8 @@ def choices(
         if here is NOWHERE:
             continue
         change = {v: substitute(v, axes, extents) for v in index_values(here)}
-        results.append((map_lins(here, change), tuple(substitute(p, axes, extents) for p in places)))
+        places = tuple(tuple(substitute(part, axes, extents) for part in place) for place in stores)
+        results.append((map_lins(here, change), places))
     return results
 
 

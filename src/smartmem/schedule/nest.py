@@ -13,7 +13,7 @@ contiguous becomes the vector lane; the outer loops are the tasks that threads s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -303,63 +303,55 @@ def _value(
 def _reduction(
     combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], nest: Nest, context: Context, writer: Writer
 ) -> Value:
+    """A reduction at one coordinate, or for one chunk of lanes."""
+    return _reductions(combine, body, dtype, reduces, nest, context, [context.axes], writer)[0]
+
+
+def _reductions(
+    combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], nest: Nest, context: Context,
+    places: Sequence[Axes], writer: Writer,
+) -> list[Value]:  # fmt: skip
+    """The same reduction at several places, in one pass."""
     vector = context.lane is not None
-    total = writer.fresh("total")
-    start = initial(combine, dtype)
-    accumulator = dtype if dtype != np.float16 else np.dtype(np.float32)
-    kind = "f32v" if vector else C_TYPES[accumulator.name]
-    writer.line(f"{kind} {total} = {f'sm_splat({start})' if vector else start};")
+    start = f"sm_splat({initial(combine, dtype)})" if vector else initial(combine, dtype)
+    kind = "f32v" if vector else C_TYPES[(dtype if dtype != np.float16 else np.dtype(np.float32)).name]
+
+    def accumulators(stem: str) -> list[str]:
+        names = [writer.fresh(stem) for _ in places]
+        writer.line(f"{kind} {', '.join(f'{name} = {start}' for name in names)};")
+        return names
+
+    results = totals = accumulators("total")
     context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
-    known = _invariant(body, reduces, context, writer)
-    outer, blocked = total, combine == "sum" and math.prod(nest.extents[a] for a in reduces) > LONG_SUM
+    contexts = [replace(context, axes=axes) for axes in places]
+    known = [_invariant(body, reduces, here, writer) for here in contexts]
+    blocked = combine == "sum" and math.prod(nest.extents[a] for a in reduces) > LONG_SUM
     with ExitStack() as loops:
         for axis in reduces:
             loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
             if blocked and axis == reduces[0] and len(reduces) > 1:  # sums of sums: rounding errors stay small
-                total = writer.fresh("part")
-                writer.line(f"{kind} {total} = {f'sm_splat({start})' if vector else start};")
-                loops.callback(writer.line, f"{outer} += {total};")
+                totals = accumulators("part")
+                loops.callback(writer.line, " ".join(f"{a} += {b};" for a, b in zip(results, totals, strict=True)))
         if isinstance(body, Choose) and combine == "sum" and is_zero(body.otherwise):
             loops.enter_context(writer.block(f"if ({c_guards(body.guards, context.axes)})"))
             body = body.then
-        inner = Emitter(writer, context, known)
-        value = inner.as_vector(inner.value(body), body.dtype)
-        writer.line(f"{total} = {combined(combine, total, value, vector, dtype)};")
-    return Value(outer, vector)
+        for here, values, total in zip(contexts, known, totals, strict=True):
+            inner = Emitter(writer, here, values)
+            value = inner.as_vector(inner.value(body), body.dtype)
+            writer.line(f"{total} = {combined(combine, total, value, vector, dtype)};")
+    return [Value(result, vector) for result in results]
 
 
 def _sums_of_vectors(kernel: Kernel, nest: Nest, writer: Writer, pointers: Mapping[str, str], context: Context) -> None:
-    """The only reduction of a kernel for `VECTORS` vectors: what is read once is read where it lies side by side."""
+    """The only reduction of a kernel for `VECTORS` vectors that lie side by side."""
     (stage,), (body,), (reduces,), lane = kernel.stages, nest.bodies, nest.reduces, context.lane
     assert lane is not None
-    variable, start = context.axes.names[lane.axis], f"sm_splat({initial(stage.combine, stage.dtype)})"
-    totals = [writer.fresh("total") for _ in range(VECTORS)]
-    writer.line(f"f32v {', '.join(f'{total} = {start}' for total in totals)};")
-    context = replace(context, hoist=writer.mark(), inner=frozenset(reduces))
-    places = [
-        replace(
-            context, axes=replace(context.axes, names={**context.axes.names, lane.axis: f"({variable} + {k} * SM_W)"})
-        )
-        for k in range(VECTORS)
-    ]
-    known = [_invariant(body, reduces, place, writer) for place in places]
-    sums = totals
-    with ExitStack() as loops:
-        for axis in reduces:
-            loops.enter_context(writer.loop(context.axes.names[axis], nest.extents[axis], reduces=True))
-            if stage.combine == "sum" and axis == reduces[0] and len(reduces) > 1:  # sums of sums, as in `_reduction`
-                sums = [writer.fresh("part") for _ in totals]
-                writer.line(f"f32v {', '.join(f'{part} = {start}' for part in sums)};")
-                loops.callback(writer.line, " ".join(f"{a} += {b};" for a, b in zip(totals, sums, strict=True)))
-        if isinstance(body, Choose) and stage.combine == "sum" and is_zero(body.otherwise):
-            loops.enter_context(writer.block(f"if ({c_guards(body.guards, context.axes)})"))
-            body = body.then
-        for place, values, total in zip(places, known, sums, strict=True):
-            inner = Emitter(writer, place, values)
-            value = inner.as_vector(inner.value(body), body.dtype)
-            writer.line(f"{total} = {combined(stage.combine, total, value, True, stage.dtype)};")
-    for place, total in zip(places, totals, strict=True):
-        _store(kernel, nest, place, writer, Emitter(writer, place), Value(total, True), pointers[kernel.tensor])
+    names, variable = context.axes.names, context.axes.names[lane.axis]
+    places = [replace(context.axes, names={**names, lane.axis: f"({variable} + {k} * SM_W)"}) for k in range(VECTORS)]
+    values = _reductions(stage.combine, body, stage.dtype, reduces, nest, context, places, writer)
+    for axes, value in zip(places, values, strict=True):
+        here = replace(context, axes=axes)
+        _store(kernel, nest, here, writer, Emitter(writer, here), value, pointers[kernel.tensor])
 
 
 def _invariant(body: Expr, reduces: tuple[int, ...], context: Context, writer: Writer) -> dict[int, Value]:

@@ -46,7 +46,7 @@ def schedule(kernel: Kernel, storages: Mapping[str, Storage], target: Target) ->
     streams = target.streams(storages[kernel.tensor].bytes)
     zero = storages[kernel.tensor].zero
     context = Context(Axes(names, nest.extents), flat, pointers, lane=lane, streams=streams, zero=zero)
-    results = [(body, at) for body, (at,) in choices(nest.bodies[0], (nest.store,), nest.extents, chosen)]
+    results = [(body, at) for body, ((at,),) in choices(nest.bodies[0], [(nest.store,)], nest.extents, chosen)]
     guards = guards_in(body for body, _ in results)
     if not all(lane_free((g,), lane) for g in guards):
         return None

@@ -15,7 +15,7 @@ from smartmem.index.lin import Lin, axis_digit
 from smartmem.index.map import Guard
 from smartmem.kernel.expr import Expr
 from smartmem.layout.memory import LANES
-from smartmem.schedule.choices import limits_of
+from smartmem.schedule.choices import Result, limits_of
 from smartmem.schedule.flatten import B, K, M, N
 from smartmem.schedule.gpu.code import Storages
 from smartmem.schedule.gpu.loops import Nest
@@ -78,7 +78,7 @@ def of_nest(
 
 
 def of_choices(
-    results: Sequence[tuple[Expr, tuple[tuple[Lin, ...], ...]]], extents: Sequence[int], axes: Sequence[int],
+    results: Sequence[Result], extents: Sequence[int], axes: Sequence[int],
     lane: Lane | None, items: int, groups: int, storages: Storages, written: Sequence[str],
 ) -> list[Sweep]:  # fmt: skip
     """A kernel whose work-items compute several `results` (bodies and places of stores) each, at loops `axes`.

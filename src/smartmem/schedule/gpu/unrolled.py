@@ -19,12 +19,20 @@ from smartmem.codegen.c_expr import lane_free
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter, cl_guards
 from smartmem.codegen.writer import Writer
-from smartmem.index.lin import Lin
 from smartmem.index.map import Guard
 from smartmem.kernel.expr import Expr, loads
 from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES
-from smartmem.schedule.choices import choices, choosing_axes, guards_in, in_whole_tiles, limits_of, selects, unguarded
+from smartmem.schedule.choices import (
+    Result,
+    choices,
+    choosing_axes,
+    guards_in,
+    in_whole_tiles,
+    limits_of,
+    selects,
+    unguarded,
+)
 from smartmem.schedule.gpu.code import (
     Arguments,
     Destination,
@@ -45,8 +53,6 @@ SMALL_GROUP = 32
 BUSY = 128  # work-items per compute unit from which on each takes four values
 MOST = 64  # results of a work-item
 
-Results = Sequence[tuple[Expr, tuple[tuple[Lin, ...], ...]]]
-
 
 def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> DeviceCode | None:
     """OpenCL C of a kernel whose only stage chooses by axes between results that share loads, None for others."""
@@ -59,7 +65,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
     lane = choose_lane(nest, kernel)
     if not chosen or lane is None or lane.axis in chosen:
         return None
-    results = _results(body, nest.stores, nest.extents, chosen)
+    results = choices(body, nest.stores, nest.extents, chosen)
     if len(results) > MOST or not _share_loads([body for body, _ in results]):
         return None
     guards = guards_in(body for body, _ in results)
@@ -94,25 +100,15 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
     )  # fmt: skip
 
 
-def _results(body: Expr, stores: Sequence[tuple[Lin, ...]], extents: Sequence[int], chosen: Sequence[int]) -> Results:
-    """The body and the places of its stores at every value of the chosen axes."""
-    flat = tuple(part for place in stores for part in place)
-    results = []
-    for here, parts in choices(body, flat, extents, chosen):
-        rest = iter(parts)
-        results.append((here, tuple(tuple(next(rest) for _ in place) for place in stores)))
-    return results
-
-
 def _share_loads(bodies: Sequence[Expr]) -> bool:
     """Whether most values are loaded for several results. (The pieces of a Concat have none in common.)"""
     each = [frozenset(loads(body)) for body in bodies]
     return sum(map(len, each)) >= 2 * len(frozenset().union(*each))
 
 
-def _compute(w: Writer, context: DeviceContext, kernel: Kernel, results: Results) -> None:
+def _compute(w: Writer, context: DeviceContext, kernel: Kernel, results: Sequence[Result]) -> None:
     """All results that end at the same place, and then their stores, which no load has to wait for."""
-    together: dict[tuple[Guard, ...], list[tuple[Expr, tuple[tuple[Lin, ...], ...]]]] = {}
+    together: dict[tuple[Guard, ...], list[Result]] = {}
     for whole, places in results:
         limits, body = limits_of(whole)
         together.setdefault(limits, []).append((body, places))
