@@ -58,7 +58,8 @@ class Device:
         exact_division: the compiler can be told to round divisions and square roots correctly.
         image_from_buffer: cl_khr_image2d_from_buffer; pitch_alignment: in texels, 0 if unknown.
         base_alignment: bytes at which sub-buffers may start.
-        ptx: the compiler takes inline PTX (NVIDIA); matrix_units: its mma instructions for halves and TF32.
+        ptx: the compiler takes inline PTX (NVIDIA); matrix_units: its mma instructions for halves and TF32;
+            warpgroups: also those that four warps share (wgmma), which only CUDA's driver compiles.
         dynamic_local: bytes of local memory that a launch may give a work-group; 0: as `local_memory`.
         bus: an NVIDIA GPU's address on the PCI bus ("0000:3b:00.0"), by which CUDA's driver finds it; "" for devices
             that run no CUDA graphs.
@@ -91,6 +92,7 @@ class Device:
     base_alignment: int = 128
     ptx: bool = False
     matrix_units: bool = False
+    warpgroups: bool = False
     dynamic_local: int = 0
     bus: str = ""
     costs: MemoryCosts = field(default_factory=MemoryCosts)

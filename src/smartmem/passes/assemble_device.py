@@ -93,7 +93,7 @@ def _sources(kernels: list[Kernel], codes: list[DeviceCode]) -> tuple[dict[str, 
     """OpenCL C by file name, equal kernels once, (file, function) of each kernel, and what the kernels check."""
     titles: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
-    support: dict[str, str] = {}
+    support: dict[str, tuple[str, ...]] = {}
     names: list[str] = []
     checks: list[str] = []
     for kernel, code in zip(kernels, codes, strict=True):
@@ -116,7 +116,7 @@ def _sources(kernels: list[Kernel], codes: list[DeviceCode]) -> tuple[dict[str, 
     prelude = files("smartmem.codegen").joinpath("prelude.cl").read_text()
     sources, where = {}, {}
     for number, bucket in enumerate(buckets):
-        parts = [prelude, *dict.fromkeys(support[name] for name in bucket if support[name])]
+        parts = [prelude, *dict.fromkeys(part for name in bucket for part in support[name])]
         for name in bucket:
             shown = ", ".join(titles[name][:4]) + (
                 f" and {len(titles[name]) - 4} more" if len(titles[name]) > 4 else ""

@@ -40,6 +40,12 @@ def kernel_times(model: CompiledModel, inputs: dict[str, Any], runs: int, top: i
     return table(title, ("kernel", ">ms", ">%", "computes"), rows)
 
 
+def _units(device: Device) -> str:
+    if not device.matrix_units:
+        return ""
+    return ", with matrix units" + (" that groups of four warps drive" if device.warpgroups else "")
+
+
 def _facts(device: Device) -> dict[str, str]:
     costs = device.costs
     return {
@@ -61,7 +67,7 @@ def _facts(device: Device) -> dict[str, str]:
         "image2d from buffer": _yes(device.image_from_buffer),
         "pitch alignment": f"{device.pitch_alignment} texels" if device.pitch_alignment else "unknown",
         "sub-buffers start at": f"multiples of {device.base_alignment} bytes",
-        "inline PTX": _yes(device.ptx) + (", with matrix units" if device.matrix_units else ""),
+        "inline PTX": _yes(device.ptx) + _units(device),
         "costs of accesses": costs.source,
         "  coalesced read, buffer / texture": f"{costs.buffer_read:g} / {costs.texture_read:g}",
         "  strided read, buffer / texture": f"{costs.buffer_gather:g} / {costs.texture_gather:g}",

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from smartmem.codegen.ptx_marks import ONLY_HIDDEN
 from smartmem.runtime.cuda.ptx import count_parameters, for_cuda, is_ptx
 
 OPENCL = """//
@@ -56,6 +57,15 @@ def test_what_differs_is_rewritten():
         "ld.param.u64 handle, [copy_1_param_0]; sust.p.2d.v4.b32.trap \t[handle, {%r3, %r2}], {%r5, %r5, %r5, %r4};",
     ):
         assert line in text
+
+
+def test_what_opencl_must_not_see_is_shown():
+    """Instructions of one architecture alone: behind a trap until the driver of CUDA loads them."""
+    hidden = OPENCL.replace("sm_75", "sm_90").replace("\tret;", f"\t{ONLY_HIDDEN} wgmma.fence.sync.aligned;\n\tret;")
+    text = for_cuda(hidden.encode()).decode()
+    assert ".target sm_90a\n" in text and "trap;" not in text.replace(".trap", "")
+    assert "\n\t wgmma.fence.sync.aligned;\n" in text and "//@" not in text
+    assert ".extern .shared .align 1024 .b8 sm_dynamic[];" in text
 
 
 @pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas (of NVIDIA's CUDA toolkit) here")

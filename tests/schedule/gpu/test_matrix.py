@@ -21,7 +21,7 @@ from smartmem.device import Device, DeviceOptions, Memory, Precision
 from smartmem.runtime.cache import Cache
 from smartmem.runtime.opencl.model import DeviceModel
 from smartmem.runtime.opencl.program import DeviceProgram
-from smartmem.schedule.gpu import matrix, ptx
+from smartmem.schedule.gpu import matrix, matrix_tile, ptx
 
 pytestmark = pytest.mark.usefixtures("built_quickly")
 WORDS = 6  # 32-bit registers of a work-item: four of A, two of B; also room for an address
@@ -120,11 +120,15 @@ def emulated(program: DeviceProgram) -> DeviceProgram:
     """The program with the instruction replaced; every kernel with such blocks gets memory for the exchange."""
     sources = {}
     for name, text in program.sources.items():
+        text = text.replace(ptx.WARPGROUPS, WARPGROUP_EMULATION)
+        for columns in range(8, 257, 8):
+            for floats in (False, True):
+                text = text.replace(ptx.warpgroup_products(columns, floats), emulated_products(columns))
         text = text.replace(ptx.PTX, EMULATION).replace("#pragma unroll\n", "")  # exchanges are long when repeated
         prelude, *kernels = text.split("__kernel ")
         assert ptx.PTX not in prelude
         for number, kernel in enumerate(kernels):
-            if "sm_multiply" in kernel:
+            if "sm_multiply" in kernel or "sm_product_" in kernel:
                 items = int(kernel.partition("work_group_size(")[2].partition(",")[0])
                 head, brace, body = kernel.partition(") {\n")
                 kernels[number] = (
@@ -133,6 +137,55 @@ def emulated(program: DeviceProgram) -> DeviceProgram:
         sources[name] = "__kernel ".join([prelude, *kernels])
     program.sources = sources
     return program
+
+
+WARPGROUP_EMULATION = """
+#define sm_rows(at) ((ulong)(size_t)(at))
+#define SM_AT(at) (((at) & ~15ul) | ((at) & 15ul) << 56) /* pieces were added to a multiple of 16 */
+inline float sm_row_value(ulong at, int row, int k) { /* `at` counts pieces of 16 bytes from a multiple of 1024 bytes */
+    const int piece = at >> 56;
+    const __local char *rows = (const __local char *)(size_t)(at & 0xffffffffffffffu);
+    return vload_half(k % 8, (const __local half *)(rows + row * 128 + ((piece + k / 8 ^ row % 8) * 16)));
+}
+inline void sm_emulate_product(float *c, ulong x, ulong y, int columns) {
+    const int row = get_local_id(0) / 32 % 4 * 16 + get_local_id(0) % 32 / 4, column = get_local_id(0) % 4 * 2;
+    for (int j = 0; j < columns / 8; ++j)
+        for (int e = 0; e < 4; ++e)
+            for (int k = 0; k < 16; ++k)
+                c[4 * j + e] += sm_row_value(x, row + e / 2 * 8, k) * sm_row_value(y, 8 * j + column + e % 2, k);
+}
+inline void sm_emulate_product_of(float *c, const uint *a, ulong y, int columns, int first, __local uint *all) {
+    const int lane = get_local_id(0) % 32, column = lane % 4 * 2;
+    __local uint *warp = all + get_local_id(0) / 32 * 32 * 6;
+    for (int i = 0; i < columns / 2; ++i) c[i] = first ? 0.0f : c[i];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int r = 0; r < 4; ++r) warp[lane * 6 + r] = a[r];
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int j = 0; j < columns / 8; ++j)
+        for (int e = 0; e < 4; ++e)
+            for (int k = 0; k < 16; ++k) {
+                const int m = lane / 4 + e / 2 * 8, pair = k % 8 / 2;
+                const float x = sm_half_of(warp + (m % 8 * 4 + pair) * 6 + m / 8 + 2 * (k / 8), k % 2);
+                c[4 * j + e] += x * sm_row_value(y, 8 * j + column + e % 2, k);
+            }
+}
+#define sm_publish()
+#define sm_commit() barrier(CLK_LOCAL_MEM_FENCE)
+"""
+
+
+def emulated_products(columns: int) -> str:
+    """The functions of `ptx.warpgroup_products`; places in a row, which count pieces, go into the upper bits."""
+    return "".join(
+        f"#define {text}\n"
+        for text in (
+            f"sm_product_{columns}(c, x, y) sm_emulate_product(c, SM_AT(x), SM_AT(y), {columns})",
+            f"sm_product_of_{columns}(c, a, y) sm_emulate_product_of(c, a, SM_AT(y), {columns}, 0, exchange)",
+            f"sm_first_product_of_{columns}(c, a, y) sm_emulate_product_of(c, a, SM_AT(y), {columns}, 1, exchange)",
+            f"sm_finish_{columns}(c)",
+            f"sm_finish_of_{columns}(c)",
+        )
+    )
 
 
 def stored(g: Builder, *shape: int) -> str:
@@ -144,18 +197,18 @@ def stored(g: Builder, *shape: int) -> str:
 
 def products(g: Builder) -> list[str]:
     results = []
-    for m, n, k in ((16, 8, 16), (17, 9, 18), (64, 64, 64), (49, 32, 49), (130, 40, 72), (8, 100, 200)):
+    for m, n, k in ((16, 8, 16), (17, 9, 18), (64, 64, 64), (49, 32, 49), (130, 40, 72), (8, 100, 200), (70, 136, 200)):
         results.append(g.op("Relu", [g.op("MatMul", [stored(g, m, k), g.weight(k, n)], (m, n))], (m, n)))
         results.append(g.op("MatMul", [stored(g, m, k), stored(g, k, n)], (m, n)))
     return results
 
 
 def turned_and_batched(g: Builder) -> list[str]:
-    x, y = stored(g, 3, 24, 40), stored(g, 3, 24, 40)
-    other = g.op("Transpose", [y], (3, 40, 24), perm=[0, 2, 1])
-    left = g.op("Transpose", [x], (3, 40, 24), perm=[0, 2, 1])
-    first = g.op("MatMul", [x, other], (3, 24, 24))
-    last = g.op("Transpose", [g.op("MatMul", [left, y], (3, 40, 40))], (40, 3, 40), perm=[1, 0, 2])
+    x, y = stored(g, 3, 40, 48), stored(g, 3, 40, 48)
+    other = g.op("Transpose", [y], (3, 48, 40), perm=[0, 2, 1])
+    left = g.op("Transpose", [x], (3, 48, 40), perm=[0, 2, 1])
+    first = g.op("MatMul", [x, other], (3, 40, 40))
+    last = g.op("Transpose", [g.op("MatMul", [left, y], (3, 48, 48))], (48, 3, 48), perm=[1, 0, 2])
     return [first, last]
 
 
@@ -193,9 +246,15 @@ def attention(g: Builder) -> list[str]:
     return results
 
 
+@pytest.fixture
+def without_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warpgroups take small products too."""
+    monkeypatch.setattr(matrix_tile, "DOUBT", 0.0)
+
+
 def beyond_halves(g: Builder) -> list[str]:
     """Floats that are too large or too small for halves, in one operand, in both, and in a part of one; infinities."""
-    m, n, k = 24, 16, 40
+    m, n, k = 40, 24, 40
     results = []
     for left, right in ((1e6, 1.0), (1e-7, 1.0), (1e-12, 1e12), (1e30, 1e-30), (1.0, 1e-9), (1.0, 1e9)):
         a = g.op("Mul", [stored(g, m, k), g.constant(np.float32(left))], (m, k))
@@ -212,13 +271,15 @@ def beyond_halves(g: Builder) -> list[str]:
     return results
 
 
-def test_range_of_floats(device: Device, tmp_path) -> None:
+@pytest.mark.usefixtures("without_doubt")
+@pytest.mark.parametrize("warpgroups", [False, True])
+def test_range_of_floats(device: Device, tmp_path, warpgroups: bool) -> None:
     """Products of floats that halves cannot stand for are made of other numbers, and as exact."""
     g = Builder(5)
     model = g.model(beyond_halves(g))
     feeds = g.feeds()
     expected = ReferenceEvaluator(model).run(None, feeds)
-    units = replace(device, matrix_units=True)
+    units = replace(device, matrix_units=True, warpgroups=warpgroups)
     program = emulated(build_device_program(model, level="full", device=units, options=DeviceOptions("buffer", "fp32")))
     assert sum(text.count("sm_multiply_upper(small") > 0 for text in program.sources.values()) > 0
     made = DeviceModel(program, device, cache=Cache(tmp_path))
@@ -243,20 +304,29 @@ def test_split_weights() -> None:
     assert matrix.fits_halves(np.where(np.arange(5)[:, None] == 2, np.float32(0), values))
 
 
+@pytest.mark.usefixtures("without_doubt")
+@pytest.mark.parametrize("warpgroups", [False, True])
 @pytest.mark.parametrize("case", [products, turned_and_batched, convolutions, many_rows, attention])
 @pytest.mark.parametrize(
     ("memory", "precision", "limit"), [("buffer", "fp16", 3e-3), ("texture", "fp16", 3e-3), ("buffer", "fp32", 2e-6)]
 )
-def test_products(device: Device, tmp_path, case, memory: Memory, precision: Precision, limit: float) -> None:
+def test_products(
+    device: Device, tmp_path, case, memory: Memory, precision: Precision, limit: float, warpgroups: bool
+) -> None:
+    if warpgroups and (case is attention or memory == "texture"):
+        pytest.skip("as without")
     g = Builder(11)
     model: onnx.ModelProto = g.model(case(g))
     feeds: dict[str, Array] = g.feeds()
     expected = ReferenceEvaluator(model).run(None, feeds)
     options = DeviceOptions(memory, precision, check=True)
-    units = replace(device, matrix_units=True)
+    units = replace(device, matrix_units=True, warpgroups=warpgroups)
     program = emulated(build_device_program(model, level="full", device=units, options=options))
     count = sum(text.count("__local uint exchange[") for text in program.sources.values())
     assert count >= len(expected) - 1, "these are not computed on matrix units"
+    shared = sum(text.partition("__kernel")[2].count("sm_commit();") > 0 for text in program.sources.values())
+    taken = case is products or case is convolutions or (case is turned_and_batched and precision == "fp16")
+    assert (shared > 0) == (warpgroups and taken)
     made = DeviceModel(program, device, cache=Cache(tmp_path))
     for got, want in zip(made.run(feeds), expected, strict=True):
         assert np.max(np.abs(got - want)) < limit * np.max(np.abs(want))
@@ -289,3 +359,29 @@ def test_what_tiles_of_columns_would_compute_again_has_a_kernel(device: Device) 
         program = build_device_program(model, level="full", device=units, options=DeviceOptions("buffer", "fp16"))
         kernels.append([k["family"] for k in program.report["kernels"]])
     assert "pointwise" not in kernels[0] and "pointwise" in kernels[1]
+
+
+def test_large_products_are_for_warpgroups(device: Device) -> None:
+    """Small ones are not, nor what such instructions do not take."""
+    h200 = replace(device, matrix_units=True, warpgroups=True, dynamic_local=227 << 10, compute_units=132)
+    choose, half, single = matrix_tile.choose_tile, matrix_tile.HALF, matrix_tile.FLOAT
+    for form in (half, single):
+        assert choose(1, 4096, 512, 4608, form, h200).warpgroups
+        assert not choose(1, 4096, 512, 4608, form, h200, warpgroups=False).warpgroups
+        assert not choose(1, 4096, 512, 4608, form, replace(h200, warpgroups=False)).warpgroups
+        assert not choose(1, 49, 768, 768, form, h200).warpgroups
+        assert not choose(1, 32, 1 << 14, 4608, form, h200).warpgroups
+        assert not choose(1, 1 << 16, 16, 4608, form, h200).warpgroups
+
+
+@pytest.mark.usefixtures("without_doubt")
+@pytest.mark.parametrize("constant", [False, True])
+def test_what_warpgroups_do_not_take(device: Device, constant: bool) -> None:
+    """Floats as operand B that are no weights, or that halves cannot stand for."""
+    g = Builder(11)
+    units = replace(device, matrix_units=True, warpgroups=True)
+    b = g.constant(g.numbers.standard_normal((48, 40)) * 1e6, np.float32) if constant else stored(g, 48, 40)
+    model = g.model([g.op("MatMul", [stored(g, 64, 48), b], (64, 40))])
+    program = build_device_program(model, level="full", device=units, options=DeviceOptions("buffer", "fp32"))
+    text = "".join(program.sources.values())
+    assert "sm_multiply" in text and "sm_commit();" not in text

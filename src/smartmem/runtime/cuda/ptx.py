@@ -8,6 +8,8 @@ What the OpenCL driver gives as a program's binary is PTX text for the OpenCL di
     tex.2d.v4.f32.s32 {..}, [p, sm_texel, {x, y}]  -> ld.param.u64 h, [p]; tex.2d.v4.f32.s32 {..}, [h, {x, y}]
     .param .u64 .ptr .shared p  ld.param.u64 r, [p] -> mov.u64 r, sm_dynamic  (local memory that the launch gives)
 
+    .target sm_90  trap; //@ wgmma...        -> .target sm_90a  wgmma...     (what the OpenCL compiler must not see)
+
 and the same of stores to images; the sampler goes, and so does the question for the order of an image's channels.
 
 In: the binary. Out: PTX for `cuModuleLoadData`. What holds: every kernel has the parameters it had, in their order,
@@ -17,6 +19,8 @@ a pointer or a handle of 64 bits each.
 from __future__ import annotations
 
 import re
+
+from smartmem.codegen.ptx_marks import ONLY_HIDDEN
 
 _HANDLE = "{ .reg .b64 handle; ld.param.u64 handle, [%s]; %s }"
 _RULES: tuple[tuple[str, str], ...] = (
@@ -31,7 +35,8 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"suq\.channel_order\.b32\s+(%\w+), \[[\w$]+\];", r"mov.b32 \1, 0x10B5;"),
 )
 _LOCAL = re.compile(r"\.param \.u\d+ \.ptr \.shared (?:\.align \d+ )?([\w$]+)")
-_DYNAMIC = ".extern .shared .align 16 .b8 sm_dynamic[];"
+_DYNAMIC = ".extern .shared .align %d .b8 sm_dynamic[];"
+_VECTOR, _SWIZZLE = 16, 1024  # bytes at which local memory begins, and where warpgroups read it
 _COMPILED = [(re.compile(pattern, re.MULTILINE), text) for pattern, text in _RULES]
 
 
@@ -49,6 +54,10 @@ def for_cuda(binary: bytes) -> bytes:
     if not is_ptx(binary):
         raise ValueError("the OpenCL driver's binary is no PTX")
     text = binary.rstrip(b"\0").decode()
+    hidden = ONLY_HIDDEN in text
+    if hidden:
+        text = text.replace(ONLY_HIDDEN, "")
+        text = re.sub(r"^\.target (sm_\d+)\b", r".target \1a", text, flags=re.MULTILINE)
     for pattern, replacement in _COMPILED:
         text = pattern.sub(replacement, text)
     if unknown := re.search(r"%envreg\d+", text):
@@ -58,7 +67,8 @@ def for_cuda(binary: bytes) -> bytes:
             r"ld\.param(\.u\d+\s+%\w+), \[(?:" + "|".join(map(re.escape, names)) + r")\];", r"mov\1, sm_dynamic;", text
         )
         text = _LOCAL.sub(r".param .u64 \1", text)  # the driver refuses the other kind, ptxas does not
-        text = text.replace(".address_size 64", f".address_size 64\n\n{_DYNAMIC}", 1)
+        dynamic = _DYNAMIC % (_SWIZZLE if hidden else _VECTOR)
+        text = text.replace(".address_size 64", f".address_size 64\n\n{dynamic}", 1)
     return text.encode() + b"\0"
 
 

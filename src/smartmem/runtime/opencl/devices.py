@@ -18,6 +18,7 @@ from smartmem.runtime.cuda.driver import dynamic_local
 from smartmem.runtime.opencl.loader import NO_PLATFORM, opencl_library, pyopencl
 
 _PITCH_ALIGNMENT = 0x104A  # CL_DEVICE_IMAGE_PITCH_ALIGNMENT, which pyopencl has no name for
+_WARPGROUPS = 9  # compute capability of GPUs with instructions of four warps for matrix units; no other has them
 _KINDS: tuple[Literal["gpu", "accelerator", "cpu"], ...] = ("gpu", "accelerator", "cpu")
 
 
@@ -147,6 +148,7 @@ def _describe(cl: Any, platform: Any, handle: Any) -> Device:
         dynamic_local=graph_local,
         bus=bus if graph_local else "",
         matrix_units=capability >= 8,
+        warpgroups=capability == _WARPGROUPS and graph_local > 0,
     )
 
 

@@ -262,7 +262,7 @@ class _Attention:
         dynamic = ring_bytes(plan) + 4 * self.block * whole_lanes(self.width) if self.units else 0
         return DeviceCode(
             w.text(), [*arguments.parameters, *([matrix.POOL] if dynamic else [])], arguments.slots, size,
-            (self.items, 1, 1), family="attention", notes=[note], support=SUPPORT if self.units else "",
+            (self.items, 1, 1), family="attention", notes=[note], support=(SUPPORT,) if self.units else (),
             sweeps=[] if self.units else arguments.sweeps, checks=arguments.checks, dynamic=dynamic,
         )  # fmt: skip
 

@@ -86,7 +86,7 @@ def tiles_across(kernel: Kernel, constants: set[str], target: DeviceTarget) -> i
     if extents is None or not matrix_tile.accepts(*extents[1:], target.device):
         return 1
     form = matrix_tile.form_of(target.half, ())
-    return -(-extents[2] // matrix_tile.choose_tile(*extents, form, target.device).columns)
+    return -(-extents[2] // matrix_tile.choose_tile(*extents, form, target.device, warpgroups=False).columns)
 
 
 def backend_of(target: DeviceTarget) -> Backend:
@@ -96,7 +96,8 @@ def backend_of(target: DeviceTarget) -> Backend:
     def predict(batch: int, m: int, n: int, k: int) -> float:
         if target.tuned and matrix_tile.accepts(m, n, k, device):
             form = matrix_tile.form_of(target.half, ())
-            return matrix_tile.predicted(matrix_tile.choose_tile(batch, m, n, k, form, device), batch, m, n, k, device)
+            best = matrix_tile.choose_tile(batch, m, n, k, form, device, warpgroups=False)
+            return matrix_tile.predicted(best, batch, m, n, k, device)
         return tile.predicted(tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
 
     def moves(count: int) -> float:

@@ -76,7 +76,7 @@ class DeviceCode:
     weights: dict[str, Array] = field(default_factory=dict)
     family: str = ""
     notes: list[str] = field(default_factory=list)
-    support: str = ""
+    support: tuple[str, ...] = ()
     sweeps: list[Sweep] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     dynamic: int = 0

@@ -39,10 +39,10 @@ from smartmem.schedule.gpu.code import (
     power_of_two,
 )
 from smartmem.schedule.gpu.loops import ease, ease_of_stores
-from smartmem.schedule.gpu.matrix_tile import Form
+from smartmem.schedule.gpu.matrix_tile import FLOAT, Form
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
-from smartmem.schedule.gpu.ptx import SUPPORT
+from smartmem.schedule.gpu.ptx import SUPPORT, WARPGROUPS, warpgroup_products
 from smartmem.schedule.gpu.ring import PackedB
 from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
 from smartmem.schedule.gpu.tile import ALIGNED, PAD, PlainStager, Staged, Tile, choose_tile, multiply, pipelined, staged
@@ -86,12 +86,12 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
         emitted = _matrix_tile(w, job, operands, constants, form, target.device)
     else:
         emitted = _tile(w, job, operands, constants, target)
-    note, items, (rows_, columns), weights, dynamic = emitted
+    note, items, (rows_, columns), weights, dynamic, support = emitted
     size = (-(-n // columns) * items, -(-m // rows_), batches)
     parameters = [*arguments.parameters, *([matrix.POOL] if dynamic else [])]
     return DeviceCode(
         w.text(), parameters, arguments.slots, size, (items, 1, 1), weights, "contraction", [note],
-        SUPPORT if on_matrix_units else "", arguments.sweeps, arguments.checks, dynamic,
+        support, arguments.sweeps, arguments.checks, dynamic,
     )  # fmt: skip
 
 
@@ -128,7 +128,8 @@ class Job:
         )  # fmt: skip
 
 
-Emitted = tuple[str, int, tuple[int, int], dict[str, Array], int]  # note, work-items, tile, weights, `dynamic`
+# note, work-items, tile, weights, `dynamic`, `support`
+Emitted = tuple[str, int, tuple[int, int], dict[str, Array], int, tuple[str, ...]]
 
 
 def _corner(w: Writer, rows: int, columns: int) -> None:
@@ -180,7 +181,7 @@ def _tile(
     )  # fmt: skip
     note = f"tile {tile.rows}x{tile.columns}x{tile.depth}, {tile.height}x{tile.width} per work-item"
     note += f", {tile.slices} slices" if tile.slices > 1 else ""
-    return note, tile.items, (tile.rows, tile.columns), weights, 0
+    return note, tile.items, (tile.rows, tile.columns), weights, 0, ()
 
 
 def _matrix_tile(
@@ -189,12 +190,14 @@ def _matrix_tile(
     """A tile on matrix units."""
     product, weights = job.product, dict[str, Array]()
     batch, m, n, k = product.extents
-    tile = matrix_tile.choose_tile(batch, m, n, k, form, device)
+    slot, split = f"{job.name}.packed", False
+    if operands[1] is None:
+        weights[slot], split = matrix.pack_matrix(product, constants, form)
+    along_k = all(o is None or lies_along_k(o, axis, product.extents) for o, axis in zip(operands, (M, N), strict=True))
+    tile = matrix_tile.choose_tile(batch, m, n, k, form, device, warpgroups=split if form == FLOAT else along_k)
     a = staged("A", M, product.extents, tile.rows, 0, operands[0])
     right: Staged | PackedB
     if operands[1] is None:
-        slot = f"{job.name}.packed"
-        weights[slot], split = matrix.pack_matrix(product, constants, form)
         bounds = job.arguments.bounds(slot, address=weights[slot].size)
         batches, columns, depth = weights[slot].shape
         pointer = job.arguments.buffer(slot, form.kind)
@@ -215,7 +218,13 @@ def _matrix_tile(
         (tile.rows, tile.columns),
         weights,
         tile.local_bytes,
+        (SUPPORT, WARPGROUPS, warpgroup_products(tile.columns, form == FLOAT)) if tile.warpgroups else (SUPPORT,),
     )
+
+
+def lies_along_k(operand: Expr, axis: int, extents: tuple[int, ...]) -> bool:
+    """Whether neighbours along k of an operand are loaded together."""
+    return staged("", axis, extents, 1, 0, operand).fast == K
 
 
 def placed_stage(stage: Stage, batch: int, rows: int, storages: Storages, local: set[str]) -> tuple[Stage, Expr]:

@@ -21,12 +21,16 @@ split when they are packed, and their range is known (`fits_halves`).
     g of B, and k = 2t, 2t+1, 2t+8, 2t+9 of both; of ``mma.m16n8k8`` (TF32): the same rows and columns, k = t and t+4.
     As k is only summed over, halves made of floats take the k of two TF32 fragments: t, t+4, t+8, t+12
 
+Large products go to warpgroups (`MatrixTile.warpgroups`, ``wgmma``): four warps share an instruction of 64 rows by all
+columns of the tile, which takes its operands from local memory. Work-items hold the same results as with ``mma`` of 16
+rows per warp, so what follows is the same code. Of floats, operand A comes from registers, where it becomes halves.
+
 In: what `contraction` takes. Out: OpenCL C with PTX.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,6 +41,7 @@ from smartmem.codegen.writer import Writer
 from smartmem.schedule.flatten import K, N
 from smartmem.schedule.gpu.matrix_tile import FLOAT, HALF, WARP, Form, MatrixTile
 from smartmem.schedule.gpu.product import Product, pack, to_half
+from smartmem.schedule.gpu.ptx import PIECES
 from smartmem.schedule.gpu.ring import PackedB, RingStager
 from smartmem.schedule.gpu.tile import Staged
 
@@ -106,7 +111,13 @@ def accumulate(w: Writer, tile: MatrixTile, a: Staged, b: Staged | PackedB, cont
         if halves:
             w.line("uint seen_a = 0, seen_b = 0;")
         _each_sum(w, tile, "sum[i][j]@ = small[i][j]@ = 0.0f;")
-        _ring(w, tile, left, right, depth)
+        if tile.warpgroups:
+            with w.block("if (!exact)"):
+                _ring(w, tile, left, right, depth)
+            with w.block("else"):
+                _ring(w, tile, left, right, depth, exact=True)
+        else:
+            _ring(w, tile, left, right, depth)
         # With an infinity the small products are of either sign, and say nothing.
         small = f"small[i][j]@{' * (exact ? 1.0f : 0x1p-11f)' if halves else ''}"
         _each_sum(w, tile, f"sum[i][j]@ += isinf(sum[i][j]@) ? 0.0f : {small};")
@@ -143,8 +154,12 @@ def part_row(tile: MatrixTile, y: str) -> str:
     return f"{y} / 16 * {16 * tile.row_blocks} + 16 * i + {y} % 16" if tile.row_blocks > 1 else y
 
 
-def _ring(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager, depth: int) -> None:
-    """All blocks of k: copies run `stages` - 1 blocks ahead, loads through registers one."""
+def _ring(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager, depth: int, *, exact: bool = False) -> None:
+    """All blocks of k: copies run `stages` - 1 blocks ahead, loads through registers one.
+
+    Args:
+        exact: with warpgroups, whether floats are taken as TF32 numbers. (Without, that is asked in each step.)
+    """
     stages, block = tile.stages, tile.depth
     copying = [s for s in (left, right) if s.copies]
     loading = [s for s in (left, right) if not s.copies]
@@ -159,35 +174,44 @@ def _ring(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager, dept
     for stager in loading:
         stager.load("0")
         stager.store_to("0")
+    further = copying if depth > ahead * block else []
+    shared = tile.warpgroups and not exact
     w.line("int stage = 0;")
     with w.loop("k0", depth, 0, block, reduces=True):
         if copying:
             w.line(f"sm_wait_copies({ahead - 1});")
+        if shared:
+            w.line("sm_publish();")
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        if shared:
+            _products_and_copies(w, tile, left, right, further, ahead * block)
+        elif further:
+            with w.block(f"if (k0 + {ahead * block} < {depth})"):
+                _declare_last(w, stages)
+                for stager in further:
+                    stager.begin_copy(f"k0 + {ahead * block}", "last")
         if copying:
-            if depth > ahead * block:
-                with w.block(f"if (k0 + {ahead * block} < {depth})"):
-                    w.line(f"const int last = stage > 0 ? stage - 1 : {stages - 1};")
-                    for stager in copying:
-                        stager.begin_copy(f"k0 + {ahead * block}", "last")
             w.line("sm_copied();")
         more = loading if depth > block else ()
         for stager in more:
             with w.block(f"if (k0 + {block} < {depth})"):
                 stager.load(f"k0 + {block}")
-        _blocks(w, tile, left, right)
+        if shared:
+            _finish_products(w, tile)
+        else:
+            _blocks(w, tile, left, right)
         w.line(f"stage = stage < {stages - 1} ? stage + 1 : 0;")
         for stager in more:
             with w.block(f"if (k0 + {block} < {depth})"):
                 stager.store_to("stage")
+    if shared and further:
+        w.line("sm_wait_copies(0); /* of zeros behind the end of k */")
 
 
 def _blocks(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> None:
     """All blocks of one step."""
     rows, columns, form = tile.row_blocks, tile.column_blocks, tile.form
-    for stager, block in ((left, "a"), (right, "b")):
-        start = f"{stager.name} + stage * {stager.block_size}"
-        w.line(f"const __local {ELEMENT[form.kind]} *const {block}0 = {start};")
+    _declare_blocks(w, left, right)
     if form == HALF:
         w.line("#pragma unroll")
         with w.loop("step", tile.depth, 0, form.inner):
@@ -200,12 +224,27 @@ def _blocks(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) ->
         return
     w.line(f"float part[{rows}][{columns}][4];")
     _each_sum(w, tile, "part[i][j]@ = 0.0f;")
-    if right.halves:
-        with w.block("if (!exact)"):
-            _blocks_of_halves(w, tile, left, right)
-    with w.block("else") if right.halves else nullcontext():
-        _blocks_of_floats(w, tile, left, right)
+    if tile.warpgroups:
+        _few_floats(w, tile, left, right)
+    else:
+        if right.halves:
+            with w.block("if (!exact)"):
+                _blocks_of_halves(w, tile, left, right)
+        with w.block("else") if right.halves else nullcontext():
+            _blocks_of_floats(w, tile, left, right)
     _each_sum(w, tile, "sum[i][j]@ += part[i][j]@;")
+
+
+def _declare_last(w: Writer, stages: int) -> None:
+    """``last``: the part of the ring that was read in the step before, which is filled next."""
+    w.line(f"const int last = stage > 0 ? stage - 1 : {stages - 1};")
+
+
+def _declare_blocks(w: Writer, left: RingStager, right: RingStager) -> None:
+    """``a0``, ``b0``: where the blocks of this step are."""
+    for stager, block in ((left, "a"), (right, "b")):
+        start = f"{stager.name} + stage * {stager.block_size}"
+        w.line(f"const __local {ELEMENT[stager.form.kind]} *const {block}0 = {start};")
 
 
 def _blocks_of_halves(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> None:
@@ -239,6 +278,70 @@ def _blocks_of_halves(w: Writer, tile: MatrixTile, left: RingStager, right: Ring
         _three_products(w, tile, "sm_multiply")
 
 
+def _products_and_copies(
+    w: Writer, tile: MatrixTile, left: RingStager, right: RingStager, copying: list[RingStager], ahead: int
+) -> None:
+    """All products of one step by warpgroups, under way: nothing may be done with their sums before they are finished.
+
+    A warp waits to begin a product until the one before is nearly done. So the copies of a later block are begun in
+    turns between them, without a branch.
+    """
+    _declare_last(w, tile.stages)
+    _declare_blocks(w, left, right)
+    w.line("const ulong y = sm_rows(b0);")
+    products = list(_halves(w, tile, left) if tile.form == HALF else _floats(w, tile, left, right))
+    for turn, product in enumerate(products):
+        w.line(product)
+        if turn == len(products) - 1:
+            w.line("sm_commit();")
+        for stager in copying:
+            stager.begin_copy(f"k0 + {ahead}", "last", turn, len(products), ends=True)
+
+
+def _halves(w: Writer, tile: MatrixTile, left: RingStager) -> Iterator[str]:
+    """The products of one step, of halves."""
+    w.line(f"const ulong x = sm_rows(a0 + warp / 4 * {64 * left.stride});")
+    for step in range(tile.depth // tile.form.inner):
+        yield f"sm_product_{tile.columns}(&sum[0][0][0], x + {step * PIECES}, y + {step * PIECES});"
+
+
+def _floats(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> Iterator[str]:
+    """The same of floats, which become two halves each: operand A in registers, weights as they were packed."""
+    assert right.split
+    inner = tile.form.inner
+    steps = range(tile.depth // inner)
+    w.line(f"float part[1][{tile.column_blocks}][4];")
+    w.line(f"uint a[{len(steps)}][4], a_lower[{len(steps)}][4];")
+    for step in steps:
+        with w.block(""):
+            w.line("const int i = 0;")
+            w.line("uint raw[2][4];")
+            for part in range(2):
+                _left_fragment(w, left, f"raw[{part}]", str(step * inner + 8 * part))
+            for part, r in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                to = f"[{step}][{2 * part + r}]"
+                w.line(f"sm_to_halves(&a{to}, &a_lower{to}, raw[{part}][{r}], raw[{part}][{r + 2}]);")
+            w.line(f"seen_a |= a[{step}][0] | a[{step}][1] | a[{step}][2] | a[{step}][3];")
+    for step in steps:
+        upper = 2 * step * PIECES  # where they lie in a row of B; lower halves lie behind them
+        first = "" if step else "first_"
+        for what, to, x, y in (
+            ("product", "small", "a_lower", upper), (f"{first}product", "part", "a", upper),
+            ("product", "small", "a", upper + PIECES),
+        ):  # fmt: skip
+            yield f"sm_{what}_of_{tile.columns}(&{to}[0][0][0], {x}[{step}], y + {y});"
+
+
+def _finish_products(w: Writer, tile: MatrixTile) -> None:
+    """Waits for the products of the step."""
+    if tile.form == HALF:
+        w.line(f"sm_finish_{tile.columns}(&sum[0][0][0]);")
+        return
+    w.line(f"sm_finish_of_{tile.columns}(&part[0][0][0]);")
+    w.line(f"sm_finish_of_{tile.columns}(&small[0][0][0]);")
+    _each_sum(w, tile, "sum[i][j]@ += part[i][j]@;")
+
+
 def _blocks_of_floats(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> None:
     """All blocks of one step, of floats that are two TF32 numbers each."""
     rows, columns = tile.row_blocks, tile.column_blocks
@@ -265,6 +368,34 @@ def _blocks_of_floats(w: Writer, tile: MatrixTile, left: RingStager, right: Ring
                 for r in range(2):
                     w.line(f"sm_split(&b_[j][{r}], &b_lower[j][{r}]);")
             _three_products(w, tile, "sm_multiply_upper")
+
+
+def _few_floats(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) -> None:
+    """The same in few registers, one block of columns at a time: what is seldom used must not cost what always is."""
+    w.line("#pragma unroll 1")
+    with w.loop("step", tile.depth, 0, tile.form.inner):
+        w.line("uint a[2][4], a_lower[2][4];")
+        for part in range(2):
+            with w.block(""):
+                w.line("const int i = 0;")
+                _left_fragment(w, left, f"a[{part}]", f"step + {8 * part}")
+        w.line("#pragma unroll")
+        with w.loop("part_", 2):
+            for r in range(4):
+                w.line(f"sm_split(&a[part_][{r}], &a_lower[part_][{r}]);")
+        w.line("#pragma unroll")
+        with w.loop("j", tile.column_blocks):
+            w.line("uint upper[2], lower[2];")
+            for name, at in (("upper", "step"), ("lower", "step + 8")):
+                row, k = "8 * j + lane % 8", right.piece(f"{at} + lane / 8 % 2 * {tile.form.run}", "lane")
+                w.line(f"sm_blocks_2({name}, b0 + ({row}) * {right.stride} + {k});")
+            w.line("#pragma unroll")
+            with w.loop("part_", 2):
+                w.line("uint b_[2], b_lower[2];")
+                w.line("sm_from_halves(&b_[0], &b_[1], upper[part_], lower[part_]);")
+                w.line("sm_split(&b_[0], &b_lower[0]), sm_split(&b_[1], &b_lower[1]);")
+                for to, x, y in (("small", "a_lower", "b_"), ("part", "a", "b_"), ("small", "a", "b_lower")):
+                    w.line(f"sm_multiply_upper({to}[0][j], {x}[part_], {y});")
 
 
 def _three_products(w: Writer, tile: MatrixTile, multiply: str) -> None:

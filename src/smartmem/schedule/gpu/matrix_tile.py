@@ -30,6 +30,7 @@ class Form:
         inner: extent along k of one instruction's blocks.
         cost: time of a multiply-add, beside that of halves; split: the same of making halves of a value of operand A.
         wait: time of a step's copies and barrier, beside that with halves.
+        shared_work: cycles of 1024 multiply-adds of warpgroups; shared_bytes: what one cycle brings in for them.
     """
 
     kind: str
@@ -38,6 +39,8 @@ class Form:
     cost: float = 1.0
     split: float = 0.0
     wait: float = 1.0
+    shared_work: float = 0.18
+    shared_bytes: float = 39.0
 
     @property
     def run(self) -> int:
@@ -46,14 +49,16 @@ class Form:
 
 
 HALF = Form("half", 2, 16)
-FLOAT = Form("float", 4, 16, 3.0, 70.0, 1.5)  # a product is three: of the upper halves, and of upper with lower ones
+# A product is three: of the upper halves, and of upper with lower ones.
+FLOAT = Form("float", 4, 16, 3.0, 70.0, 1.5, 1.0, 31.0)
 
 
 @dataclass(frozen=True)
 class MatrixTile:
     """`rows` x `columns` per group in steps of `depth`, a ring of `stages`; `down` x `across` warps share it.
 
-    One stage is enough where one step takes all of k.
+    One stage is enough where one step takes all of k. With `warpgroups` four warps share an instruction of 64 rows and
+    all columns, which takes operands from local memory, in rows of 128 bytes (``wgmma``); of floats, operand B alone.
     """
 
     rows: int
@@ -63,6 +68,7 @@ class MatrixTile:
     across: int
     stages: int = 3
     form: Form = HALF
+    warpgroups: bool = False
 
     @property
     def items(self) -> int:
@@ -96,6 +102,17 @@ class MatrixTile:
         """Values from one row of a staged block to the next: work-items read fragments without bank conflicts."""
         return self.depth + self.form.run if along_k else size + 8
 
+    def swizzled(self, right: bool) -> bool:
+        """Whether operand B (A, unless `right`) lies in local memory as warpgroups read it."""
+        return self.warpgroups and (right or self.form == HALF)
+
+    @property
+    def registers(self) -> int:
+        """Of a work-item, with warpgroups, about: what compilers took."""
+        if self.form == HALF:
+            return 44 + 5 * self.columns // 8
+        return min(255, 108 + 2 * self.columns)
+
     @property
     def part_rows(self) -> int:
         """Rows of the results that lie in local memory at a time: one block of each warp."""
@@ -126,12 +143,24 @@ FLOAT_TILES = tuple(  # a warp has registers for 16 blocks: each has three sets 
         MatrixTile(64, 16, 32, 4, 1, 3), MatrixTile(128, 16, 16, 4, 1, 3), MatrixTile(128, 8, 16, 4, 1, 3),
     )
 )  # fmt: skip
+WARPGROUP_TILES = tuple(
+    MatrixTile(64 * groups, columns, 64, 4 * groups, 1, stages, HALF, True)
+    for groups, columns, stages in (
+        (2, 128, 3), (1, 64, 5), (2, 256, 3), (1, 128, 4), (2, 64, 4), (1, 160, 3), (2, 96, 3), (1, 96, 4), (1, 32, 6),
+    )
+) + tuple(
+    MatrixTile(64 * groups, columns, 32, 4 * groups, 1, stages, FLOAT, True)
+    for groups, columns, stages in ((1, 64, 4), (2, 64, 4), (1, 96, 4), (2, 96, 4), (2, 128, 4), (1, 32, 5))
+)  # fmt: skip
 READS = 3 / 64  # fragments of the largest warp that `predicted` was fitted to, 64x32
 MANY_ROWS = 4096  # from which on even a few columns of a tile pay: what counts is how the rows are loaded
 LAUNCH = 4900  # cycles that a kernel takes whatever it does
 FOLLOWS = 2500  # the same of a pointwise kernel in a graph
 MOVED = 14  # bytes per cycle and compute unit that a pointwise kernel moves, as measured on an H200
 UNIT_LOCAL = 225_000  # bytes of local memory that the groups on one compute unit share
+UNIT_REGISTERS = 1 << 16  # the same of registers of 32 bits
+FEW_ROWS, FEW_COLUMNS = 32, 16  # up to which warpgroups, with their 64 rows and 32 columns, are not used
+DOUBT = 1.35  # how much faster than any other tile one of warpgroups must be: where waits decide, networks got slower
 
 
 def form_of(half: bool, stored: Iterable[np.dtype[Any]]) -> Form:
@@ -148,15 +177,24 @@ def accepts(m: int, n: int, k: int, device: Device) -> bool:
     return device.matrix_units and m >= 8 and k >= 16 and (n >= 8 or (n > 1 and m >= MANY_ROWS))
 
 
-def choose_tile(batch: int, m: int, n: int, k: int, form: Form, device: Device) -> MatrixTile:
-    """The tile of least predicted time."""
+def choose_tile(
+    batch: int, m: int, n: int, k: int, form: Form, device: Device, *, warpgroups: bool = True
+) -> MatrixTile:
+    """The tile of least predicted time.
+
+    Args:
+        warpgroups: whether the operands are what these instructions take: values along k, weights if they are floats.
+    """
     room = device.group_memory - STATISTICS
-    fitting = (
-        t
-        for t in (TILES if form == HALF else FLOAT_TILES)
-        if t.local_bytes <= room and t.items <= device.max_work_group
-    )
-    return min(fitting, key=lambda t: predicted(t, batch, m, n, k, device))
+    cycles: dict[MatrixTile, float] = {}
+    for tile in (*(TILES if form == HALF else FLOAT_TILES), *WARPGROUP_TILES):
+        if tile.form != form or tile.local_bytes > room or tile.items > device.max_work_group:
+            continue
+        if not tile.warpgroups:
+            cycles[tile] = predicted(tile, batch, m, n, k, device)
+        elif warpgroups and device.warpgroups and m > FEW_ROWS and n > FEW_COLUMNS:
+            cycles[tile] = predicted(tile, batch, m, n, k, device) * DOUBT
+    return min(cycles, key=lambda tile: cycles[tile])
 
 
 def predicted(tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Device) -> float:
@@ -165,14 +203,19 @@ def predicted(tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Devi
     A step waits for copies that began `stages` - 1 steps ago, or for what all groups on a compute unit bring in and
     multiply. The numbers are a fit to 47 tiles of halves on 18 products, measured on an H100, and those of floats to 21
     tiles on 14 products, on an H200; the tile that the fit chooses takes 5% longer than the best one, on average, and
-    2% with floats.
+    2% with floats. What warpgroups multiply and bring in is a fit to products that occupy the whole of an H200: 9 tiles
+    of halves, 6 of floats.
     """
     groups = batch * -(-m // tile.rows) * -(-n // tile.columns)
-    resident = max(1, min(2048 // tile.items, UNIT_LOCAL // tile.local_bytes, 16))
     form = tile.form
-    cost = form.cost * min(1.0, tile.reads / READS) + form.split / (8 * tile.column_blocks)
-    work = 0.577 * cost * tile.rows * tile.columns * tile.depth / 1024
-    traffic = form.bytes * tile.depth * (tile.rows + tile.columns) / 30
+    if tile.warpgroups:
+        resident = max(1, min(UNIT_LOCAL // tile.local_bytes, UNIT_REGISTERS // (tile.registers * tile.items)))
+        work, moved = form.shared_work, form.shared_bytes
+    else:
+        resident = max(1, min(2048 // tile.items, UNIT_LOCAL // tile.local_bytes, 16))
+        work, moved = 0.577 * (form.cost * min(1.0, tile.reads / READS) + form.split / (8 * tile.column_blocks)), 30.0
+    work *= tile.rows * tile.columns * tile.depth / 1024
+    traffic = form.bytes * tile.depth * (tile.rows + tile.columns) / moved
 
     def wave(together: int) -> float:
         step = max(form.wait * (35 + 1322 / (tile.stages - 1)), together * (work + traffic))

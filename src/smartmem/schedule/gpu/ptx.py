@@ -1,9 +1,16 @@
 """NVIDIA's instructions for products on matrix units, as OpenCL C functions with inline PTX.
 
-In: nothing. Out: `SUPPORT`, which goes in front of kernels that call them. `PTX` has what other devices do not have.
+In: nothing. Out: `SUPPORT`, which goes in front of kernels that call them, and `warpgroup_products`. `PTX` has what
+other devices do not have.
+
+The OpenCL compiler knows ``mma``, but not ``wgmma``, which is for one architecture alone (``sm_90a``). CUDA's driver
+does. So instructions for it are comments until `runtime.cuda.ptx` takes the marks off; a kernel that is run
+without that stops with an error.
 """
 
 from __future__ import annotations
+
+from smartmem.codegen.ptx_marks import ONLY_HIDDEN
 
 PTX = """
 inline void sm_multiply(float *c, const uint *a, const uint *b) {
@@ -78,3 +85,52 @@ inline void sm_split(uint *x, uint *lower) {
 }
 """
 SUPPORT = PTX + SPLIT  # functions that kernels with such products call
+WARPGROUPS = """\
+/* Where rows of 128 bytes begin in local memory, whose pieces of 16 bytes lie at their number ^ (row % 8). */
+inline ulong sm_rows(const __local void *at) {
+    return (((uint)(size_t)at & 0x3ffff) >> 4) | (ulong)1 << 16 | (ulong)64 << 32 | (ulong)1 << 62;
+}
+#define sm_commit() asm volatile("@@ wgmma.commit_group.sync.aligned;" ::: "memory")
+#define sm_publish() asm volatile("fence.proxy.async.shared::cta;" ::: "memory")
+""".replace("@@", ONLY_HIDDEN)
+PIECES = 2  # of 16 bytes, which one instruction takes of each row: 16 halves
+
+
+def warpgroup_products(columns: int, floats: bool) -> str:
+    """OpenCL C for c += 64 rows of A by `columns` of B, over 16 of k; four warps call each function together.
+
+    Work-item (g, t) of warp w has the results of rows 16w + g and 16w + g + 8, columns 8j + 2t and 8j + 2t + 1. `x` and
+    `y` say where rows of A and B begin (`sm_rows`, plus `PIECES` for each 16 of k). `sm_product` takes halves, both
+    from local memory; of `floats`, `sm_product_of` takes a fragment of A from registers, and `sm_first_product_of`
+    starts from zero. Until `sm_finish` products are under way: nothing may be done with the registers. Each has a fence
+    of its own, or the compiler puts some in, and lets one product wait for the other where it is not sure of branches.
+    """
+    count = columns // 2
+    kind = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16"
+    sums = f"{{{', '.join(f'%{i}' for i in range(count))}}}"
+    changed, made = (", ".join(f'"{how}"(c[{i}])' for i in range(count)) for how in ("+f", "=&f"))
+    head = f"sm_finish{'_of' if floats else ''}_{columns}(float *c)"
+    finish = _function(head, "wgmma.wait_group.sync.aligned 0;", changed, "")
+    if not floats:
+        line = f"{kind} {sums}, %{count}, %{count + 1}, p, 1, 1, 0, 0;"
+        head = f"sm_product_{columns}(float *c, ulong x, ulong y)"
+        return _function(head, _with_predicate(line, "eq"), changed, '"l"(x), "l"(y)') + finish
+    fragment = f"{{{', '.join(f'%{count + r}' for r in range(4))}}}"
+    line = f"{kind} {sums}, {fragment}, %{count + 4}, p, 1, 1, 0;"
+    inputs = ", ".join([*(f'"r"(a[{r}])' for r in range(4)), '"l"(y)'])
+    arguments = f"_{columns}(float *c, const uint *a, ulong y)"
+    return (
+        _function(f"sm_product_of{arguments}", _with_predicate(line, "eq"), changed, inputs)
+        + _function(f"sm_first_product_of{arguments}", _with_predicate(line, "ne"), made, inputs)
+        + finish
+    )
+
+
+def _with_predicate(line: str, relation: str) -> str:
+    """`line` behind its fence, in which p is true where 0 stands in this relation to itself."""
+    return f"{{ .reg .pred p; setp.{relation}.u32 p, 0, 0; wgmma.fence.sync.aligned; {line} }}"
+
+
+def _function(head: str, line: str, outputs: str, inputs: str) -> str:
+    text = f'asm volatile("{ONLY_HIDDEN} {line}"\n        : {outputs}\n        : {inputs} : "memory")'
+    return f"inline void {head} {{\n    {text};\n}}\n"

@@ -40,6 +40,7 @@ class RingStager(Stager):
     Attributes:
         copies: whether blocks are copied without passing the registers.
         stride: values from one row of a block to the next; block_size: of a block.
+        swizzled: rows of 128 bytes, whose pieces of 16 bytes lie at their number ^ (row % 8).
         split: whether floats come as two halves already; halves: whether they can be made such.
     """
 
@@ -53,7 +54,8 @@ class RingStager(Stager):
         self.split = isinstance(operand, PackedB) and operand.split
         self.halves = self.split or not isinstance(operand, PackedB)
         self.k_inner = isinstance(operand, PackedB) or (operand.along or operand.fast) == K
-        self.stride = tile.stride(size, self.k_inner)
+        self.swizzled = tile.swizzled(name == "B")
+        self.stride = tile.depth if self.swizzled else tile.stride(size, self.k_inner)
         self.block_size = self.stride * (size if self.k_inner else tile.depth)
         if isinstance(operand, PackedB):
             step, kind = tile.form.run, ""
@@ -67,32 +69,43 @@ class RingStager(Stager):
         if not self.copies:
             super().declare()
 
-    def begin_copy(self, start: str, stage: str) -> None:
-        """Starts the copies of the block from k = `start` into part `stage` of the ring."""
-        self._each(lambda: self._copy(start, stage))
+    def begin_copy(self, start: str, stage: str, turn: int = 0, turns: int = 1, *, ends: bool = False) -> None:
+        """Starts the copies of the block from k = `start` into part `stage` of the ring, one of `turns` of them.
+
+        Args:
+            ends: whether the block may lie behind the end of k; then it is filled with zeros.
+        """
+        self._each(lambda: self._copy(start, stage, ends), turn, turns)
 
     def store_to(self, stage: str) -> None:
         """Puts the loaded block into part `stage` of the ring."""
         self._each(lambda: self._put(stage))
 
     def _positions(self) -> None:
-        if self.k_inner:
-            per = self.block // self.step
-            self.w.line(f"const int at_k = load % {per} * {self.step}, at_x = load / {per};")
-        else:
-            per = self.size // self.step
-            self.w.line(f"const int at_x = load % {per} * {self.step}, at_k = load / {per};")
+        inner, outer, extent = ("at_k", "at_x", self.block) if self.k_inner else ("at_x", "at_k", self.size)
+        per = extent // self.step
+        within, row = f"load % {per}", f"load / {per}"
+        if self.items % per == 0:  # the same in all rounds, so that what is computed from it is computed once
+            within, row = f"item % {per}", f"item / {per} + u * {self.items // per}"
+        self.w.line(f"const int {inner} = {within} * {self.step}, {outer} = {row};")
 
     def _place(self, stage: str) -> str:
         inner, outer = ("at_k", "at_x") if self.k_inner else ("at_x", "at_k")
         part = f" + {stage} * {self.block_size}" if stage != "0" else ""
+        if self.swizzled:
+            inner = self.piece(inner, outer)
         return f"{self.name}{part} + {outer} * {self.stride} + {inner}"
 
-    def _copy(self, start: str, stage: str) -> None:
+    def piece(self, k: str, row: str) -> str:
+        """Where in its row the value at `k` lies."""
+        run = self.form.run
+        return f"(({k}) / {run} ^ {row} % 8) * {run}" + (f" + {k} % {run}" if self.step < run else "")
+
+    def _copy(self, start: str, stage: str, ends: bool) -> None:
         w, o = self.w, self.operand
         w.line(f"const int k = {start} + at_k;")
         depth = o.depth if isinstance(o, PackedB) else self.depth  # registers of split weights are not in k's order
-        inside = [f"k < {depth}"] if depth % self.block else []
+        inside = [f"k < {depth}"] if ends or depth % self.block else []
         if isinstance(o, PackedB):
             if o.columns % self.size:
                 inside.append(f"n0 + at_x < {o.columns}")

@@ -159,11 +159,17 @@ class Stager(ABC):
         """Puts the loaded block into local memory."""
         self._each(self._store)
 
-    def _each(self, body: Callable[[], None]) -> None:
-        """What every work-item does in each of its rounds, at its ``at_k`` and ``at_x`` in the block."""
+    def _each(self, body: Callable[[], None], turn: int = 0, turns: int = 1) -> None:
+        """What every work-item does in each of its rounds, at its ``at_k`` and ``at_x`` in the block.
+
+        In the first of `turns` it does the first rounds, and so on.
+        """
         w = self.w
+        first, end = (self.rounds * at // turns for at in (turn, turn + 1))
+        if first == end:
+            return
         w.line("#pragma unroll")
-        with w.loop("u", self.rounds):
+        with w.loop("u", end, first):
             w.line(f"const int load = item + u * {self.items};")
             with w.block(f"if (load < {self.count})") if self.count % self.items else nullcontext():
                 self._positions()
