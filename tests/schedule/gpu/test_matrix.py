@@ -8,6 +8,7 @@ gives wrong products. Copies that do not wait are made at once.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -385,3 +386,10 @@ def test_what_warpgroups_do_not_take(device: Device, constant: bool) -> None:
     program = build_device_program(model, level="full", device=units, options=DeviceOptions("buffer", "fp32"))
     text = "".join(program.sources.values())
     assert "sm_multiply" in text and "sm_commit();" not in text
+
+
+def test_functions_of_warpgroups_have_names_of_their_own() -> None:
+    """Kernels of both forms, and of several widths, lie in one program."""
+    text = "".join(ptx.warpgroup_products(columns, floats) for columns in (32, 64) for floats in (False, True))
+    names = re.findall(r"^inline void (\w+)\(", text, re.MULTILINE)
+    assert len(names) == len(set(names)) == 10
