@@ -62,7 +62,7 @@ class DeviceCode:
         global_size, local_size: work-items, and work-items of a group.
         weights: packed constants that the kernel reads, by slot name; half ones are stored so.
         family: name of the schedule; notes: remarks for `explain`.
-        support: functions that the body calls, beyond the prelude.
+        support: texts of functions that the body calls, beyond the prelude; each comes once per program.
         sweeps: its loads and stores, for `counters`; empty if the schedule does not tell.
         checks: what each number that it gives to `sm_check` means.
         dynamic: bytes of local memory that the launch gives; its pointer is the last parameter.

@@ -193,17 +193,19 @@ def _matrix_tile(
     slot, split = f"{job.name}.packed", False
     if operands[1] is None:
         weights[slot], split = matrix.pack_matrix(product, constants, form)
-    along_k = all(o is None or lies_along_k(o, axis, product.extents) for o, axis in zip(operands, (M, N), strict=True))
+    a = staged("A", M, product.extents, 0, 0, operands[0])
+    b = None if operands[1] is None else staged("B", N, product.extents, 0, 0, operands[1])
+    along_k = all(o.fast == K for o in (a, b) if o is not None)
     tile = matrix_tile.choose_tile(batch, m, n, k, form, device, warpgroups=split if form == FLOAT else along_k)
-    a = staged("A", M, product.extents, tile.rows, 0, operands[0])
+    a = replace(a, size=tile.rows)
     right: Staged | PackedB
-    if operands[1] is None:
+    if b is None:
         bounds = job.arguments.bounds(slot, address=weights[slot].size)
         batches, columns, depth = weights[slot].shape
         pointer = job.arguments.buffer(slot, form.kind)
         right = PackedB(pointer, batches, columns, depth, split, bounds)
     else:
-        right = staged("B", N, product.extents, tile.columns, 0, operands[1])
+        right = replace(b, size=tile.columns)
     _corner(w, tile.rows, tile.columns)
     matrix.declare(w)
     across = power_of_two(min(matrix_tile.WARP, tile.local_bytes // 4 // tile.rows))
@@ -220,11 +222,6 @@ def _matrix_tile(
         tile.local_bytes,
         (SUPPORT, WARPGROUPS, warpgroup_products(tile.columns, form == FLOAT)) if tile.warpgroups else (SUPPORT,),
     )
-
-
-def lies_along_k(operand: Expr, axis: int, extents: tuple[int, ...]) -> bool:
-    """Whether neighbours along k of an operand are loaded together."""
-    return staged("", axis, extents, 1, 0, operand).fast == K
 
 
 def placed_stage(stage: Stage, batch: int, rows: int, storages: Storages, local: set[str]) -> tuple[Stage, Expr]:

@@ -51,6 +51,7 @@ POOL = "__local uint4 *pool"  # parameter: the ring, as large as the launch says
 SMALLEST = 2.0**-14  # of halves with all of their bits
 LARGEST = 65504.0
 PAIRS = ((0, 4), (1, 5), (2, 6), (3, 7), (8, 12), (9, 13), (10, 14), (11, 15))  # values of k that share a register
+THREE_PRODUCTS = (("small", "a_lower", "b_"), ("part", "a", "b_"), ("small", "a", "b_lower"))  # sum, operands
 ELEMENT = {"half": "ushort", "float": "float"}  # how values of a `Form.kind` are declared in local memory
 
 
@@ -255,13 +256,7 @@ def _blocks_of_halves(w: Writer, tile: MatrixTile, left: RingStager, right: Ring
         w.line(f"uint a[{rows}][4], a_lower[{rows}][4], b_[{columns}][2], b_lower[{columns}][2];")
         w.line("#pragma unroll")
         with w.loop("i", rows):
-            w.line("uint raw[2][4];")
-            for part in range(2):
-                _left_fragment(w, left, f"raw[{part}]", f"step + {8 * part}")
-            for part, r in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                to = f"[i][{2 * part + r}]"
-                w.line(f"sm_to_halves(&a{to}, &a_lower{to}, raw[{part}][{r}], raw[{part}][{r + 2}]);")
-            w.line("seen_a |= a[i][0] | a[i][1] | a[i][2] | a[i][3];")
+            _left_halves(w, left, "i", "step")
         if right.split:
             _right_fragments(w, tile, right, "b_", "step")
             _right_fragments(w, tile, right, "b_lower", "step + 8")
@@ -315,21 +310,12 @@ def _floats(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager) ->
     for step in steps:
         with w.block(""):
             w.line("const int i = 0;")
-            w.line("uint raw[2][4];")
-            for part in range(2):
-                _left_fragment(w, left, f"raw[{part}]", str(step * inner + 8 * part))
-            for part, r in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                to = f"[{step}][{2 * part + r}]"
-                w.line(f"sm_to_halves(&a{to}, &a_lower{to}, raw[{part}][{r}], raw[{part}][{r + 2}]);")
-            w.line(f"seen_a |= a[{step}][0] | a[{step}][1] | a[{step}][2] | a[{step}][3];")
+            _left_halves(w, left, str(step), str(step * inner))
     for step in steps:
-        upper = 2 * step * PIECES  # where they lie in a row of B; lower halves lie behind them
-        first = "" if step else "first_"
-        for what, to, x, y in (
-            ("product", "small", "a_lower", upper), (f"{first}product", "part", "a", upper),
-            ("product", "small", "a", upper + PIECES),
-        ):  # fmt: skip
-            yield f"sm_{what}_of_{tile.columns}(&{to}[0][0][0], {x}[{step}], y + {y});"
+        for to, x, y in THREE_PRODUCTS:
+            first = "first_" if to == "part" and step == 0 else ""
+            place = (2 * step + (y == "b_lower")) * PIECES  # in a row of B, where lower halves lie behind upper ones
+            yield f"sm_{first}product_of_{tile.columns}(&{to}[0][0][0], {x}[{step}], y + {place});"
 
 
 def _finish_products(w: Writer, tile: MatrixTile) -> None:
@@ -394,14 +380,25 @@ def _few_floats(w: Writer, tile: MatrixTile, left: RingStager, right: RingStager
                 w.line("uint b_[2], b_lower[2];")
                 w.line("sm_from_halves(&b_[0], &b_[1], upper[part_], lower[part_]);")
                 w.line("sm_split(&b_[0], &b_lower[0]), sm_split(&b_[1], &b_lower[1]);")
-                for to, x, y in (("small", "a_lower", "b_"), ("part", "a", "b_"), ("small", "a", "b_lower")):
+                for to, x, y in THREE_PRODUCTS:
                     w.line(f"sm_multiply_upper({to}[0][j], {x}[part_], {y});")
 
 
 def _three_products(w: Writer, tile: MatrixTile, multiply: str) -> None:
     """All of one kind first, so that an instruction does not wait for the one before."""
-    for to, x, y in (("small", "a_lower", "b_"), ("part", "a", "b_"), ("small", "a", "b_lower")):
+    for to, x, y in THREE_PRODUCTS:
         _each_block(w, tile, f"{multiply}({to}[i][j], {x}[i], {y}[j]);")
+
+
+def _left_halves(w: Writer, left: RingStager, at: str, step: str) -> None:
+    """``a[at]``, ``a_lower[at]`` = a block of halves of rows ``i``, made of floats."""
+    w.line("uint raw[2][4];")
+    for part in range(2):
+        _left_fragment(w, left, f"raw[{part}]", f"{step} + {8 * part}")
+    for part, r in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        to = f"[{at}][{2 * part + r}]"
+        w.line(f"sm_to_halves(&a{to}, &a_lower{to}, raw[{part}][{r}], raw[{part}][{r + 2}]);")
+    w.line("seen_a |= " + " | ".join(f"a[{at}][{r}]" for r in range(4)) + ";")
 
 
 def _left_fragment(w: Writer, left: RingStager, to: str, step: str) -> None:

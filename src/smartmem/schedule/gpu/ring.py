@@ -53,7 +53,7 @@ class RingStager(Stager):
         self.copies = isinstance(operand, PackedB) or self.copied is not None
         self.split = isinstance(operand, PackedB) and operand.split
         self.halves = self.split or not isinstance(operand, PackedB)
-        self.k_inner = isinstance(operand, PackedB) or (operand.along or operand.fast) == K
+        self.k_inner = isinstance(operand, PackedB) or operand.fast == K
         self.swizzled = tile.swizzled(name == "B")
         self.stride = tile.depth if self.swizzled else tile.stride(size, self.k_inner)
         self.block_size = self.stride * (size if self.k_inner else tile.depth)
