@@ -18,7 +18,9 @@ from smartmem import cli
 from smartmem.device import Device
 from smartmem.errors import SmartmemError
 from smartmem.passes import assemble_device
-from smartmem.runtime.opencl.devices import select
+from smartmem.runtime.opencl.build import TOO_OLD, UNKNOWN_CPU
+from smartmem.runtime.opencl.devices import opencl_device, select
+from smartmem.runtime.opencl.loader import pyopencl
 from smartmem.schedule.backend import Backend
 from smartmem.schedule.gpu.choose import backend_of
 from smartmem.schedule.gpu.code import DeviceTarget
@@ -44,12 +46,19 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def device() -> Device:
-    """The first OpenCL device, or a reason why there is none."""
+    """The first OpenCL device, or a reason why there is none, or none that compiles for this machine."""
     try:
         found = select("opencl")
     except SmartmemError as error:
         pytest.skip(str(error))
     assert found is not None
+    handle, cl = opencl_device(found), pyopencl()
+    try:
+        cl.Program(cl.Context([handle]), "__kernel void nothing(__global float *a) { a[0] = 0; }").build()
+    except cl.Error as error:
+        if UNKNOWN_CPU in str(error):
+            pytest.skip(f"{found.name}: {found.platform} {found.driver} {TOO_OLD}")
+        raise
     return found
 
 

@@ -10,7 +10,10 @@ from tests.support.counter_network import compiled
 
 from smartmem.counters.profiles import counter_device
 from smartmem.counters.replay import places
+from smartmem.device import Device
 from smartmem.kernel.stage import Kernel
+from smartmem.runtime.opencl.devices import opencl_device
+from smartmem.runtime.opencl.loader import pyopencl
 from smartmem.schedule.gpu.code import DeviceCode
 
 NOTE = """
@@ -27,16 +30,12 @@ inline void note(__global uint *seen, int store, int2 at) {
 
 
 @pytest.fixture(scope="module")
-def opencl():
-    """A context and a queue on any device with images."""
-    cl = pytest.importorskip("pyopencl")
-    try:
-        devices = [d for p in cl.get_platforms() for d in p.get_devices() if d.image_support]
-    except cl.Error:
-        devices = []
-    if not devices:
-        pytest.skip("no OpenCL device with images")
-    context = cl.Context(devices[:1])
+def opencl(device: Device):
+    """A context and a queue on the device."""
+    if not device.images:
+        pytest.skip(f"{device.name} has no images")
+    cl = pyopencl()
+    context = cl.Context([opencl_device(device)])
     return cl, context, cl.CommandQueue(context)
 
 

@@ -80,7 +80,8 @@ def run_passes(
     if level == "full" and backend is not None and backend.moves is not None:
         passes.append(("winograd", lambda m: winograd(m, backend)))
     if rank >= LEVELS.index("full") and backend is not None and (predict := backend.predict) is not None:
-        passes.append(("split_products", lambda m: split_products(m, predict)))
+        second = backend.second
+        passes.append(("split_products", lambda m: split_products(m, predict, second)))
     passes.append(("fuse", lambda m: fuse(m, level == "naive", level == "fuse", backend)))
     if tuned:
         passes.append(("fold_constants", fold_kernels))

@@ -24,19 +24,23 @@ from smartmem.schedule.backend import Predict
 from smartmem.schedule.roles import align_contraction, factors, weighted_extents
 
 SLICES = (2, 3, 4, 6, 8, 12, 16)
-SECOND = 6000  # what the second step costs, in the units of the prediction (cycles)
 GAIN = 0.85  # the two steps must promise at most this share of the time
 FOR_CORES = (8, 4, 2)  # slices on a CPU
 LEAST = 192  # steps of k that a slice has there at least
 SMALL = 1 << 15  # elements of a product that is split there, at most
 
 
-def split_products(module: Module, predict: Predict) -> None:
-    """Splits every contraction with constant weights for which `predict` says that it pays."""
+def split_products(module: Module, predict: Predict, second: float) -> None:
+    """Splits every contraction with constant weights for which `predict` says that it pays.
+
+    Args:
+        predict: see `Backend`.
+        second: what the second step costs whatever it adds up, in the same unit.
+    """
     steps: list[Stage | HostOp] = []
     constants = set(module.constants)
     for step in module.steps:
-        pair = _split(step, constants, predict) if isinstance(step, Stage) else None
+        pair = _split(step, constants, predict, second) if isinstance(step, Stage) else None
         if pair is None:
             steps.append(step)
             continue
@@ -45,7 +49,7 @@ def split_products(module: Module, predict: Predict) -> None:
     module.steps = steps
 
 
-def _split(stage: Stage, constants: set[str], predict: Predict) -> tuple[Stage, Stage] | None:
+def _split(stage: Stage, constants: set[str], predict: Predict, second: float) -> tuple[Stage, Stage] | None:
     extents = weighted_extents(stage, constants)
     if extents is None:
         return None
@@ -56,7 +60,7 @@ def _split(stage: Stage, constants: set[str], predict: Predict) -> tuple[Stage, 
         axis = next((a for a, extent in enumerate(stage.reduce) if extent % (slices * 16) == 0), None)
         if axis is None:
             continue
-        time = _in_slices(predict, batch, m, n, k, slices)
+        time = _in_slices(predict, second, batch, m, n, k, slices)
         if best is None or time < best[0]:
             best = (time, slices, axis)
     if best is None or best[0] > GAIN * whole:
@@ -64,14 +68,14 @@ def _split(stage: Stage, constants: set[str], predict: Predict) -> tuple[Stage, 
     return in_slices(stage, best[1], best[2])
 
 
-def _in_slices(predict: Predict, batch: int, m: int, n: int, k: int, slices: int) -> float:
+def _in_slices(predict: Predict, second: float, batch: int, m: int, n: int, k: int, slices: int) -> float:
     """Predicted time of both steps."""
-    return predict(batch * slices, m, n, k // slices) + SECOND + slices * batch * m * n / 256
+    return predict(batch * slices, m, n, k // slices) + second + slices * batch * m * n / 256
 
 
-def product_time(predict: Predict, batch: int, m: int, n: int, k: int) -> float:
+def product_time(predict: Predict, second: float, batch: int, m: int, n: int, k: int) -> float:
     """Predicted time of a product, in two steps where these take less."""
-    return min(predict(batch, m, n, k), *(_in_slices(predict, batch, m, n, k, slices) for slices in SLICES))
+    return min(predict(batch, m, n, k), *(_in_slices(predict, second, batch, m, n, k, slices) for slices in SLICES))
 
 
 def _declared(pair: tuple[Stage, Stage], module: Module) -> tuple[Stage, Stage]:

@@ -224,7 +224,7 @@ def _saves_on(backend: Backend, found: _Convolution) -> float:
         return 0.0
     work, elements = _work(found), found.form.side**2
     weights = 4 * work.inputs * work.outputs
-    direct = product_time(predict, 1, work.pixels, work.outputs, TAPS * TAPS * work.inputs)
+    direct = product_time(predict, backend.second, 1, work.pixels, work.outputs, TAPS * TAPS * work.inputs)
     tiles = moves(4 * work.inputs * (work.pixels + elements * work.tiles))
     products = max(predict(elements, work.tiles, work.outputs, work.inputs), moves(elements * weights))
     results = moves(4 * work.outputs * (work.pixels + elements * work.tiles))

@@ -26,7 +26,8 @@ class Backend:
         operators_first: each operator becomes a kernel before kernels are merged, so that a normalization is not taken
             apart by its reader.
         doubles: whether it has 64-bit floats.
-        predict: set if products with few tiles are worth taking in two steps.
+        predict: set if products with few tiles are worth taking in two steps; second: what a pointwise kernel costs
+            whatever it moves, in the same unit.
         moves: set if, beside `predict`, it tells which convolutions are worth Winograd's transforms.
         units: compute units that a long reduction should keep busy; 0: no matter.
         tiles: where more than one reads operand A, what is not cheap is computed in a kernel of its own.
@@ -36,6 +37,7 @@ class Backend:
     operators_first: bool = False
     doubles: bool = True
     predict: Predict | None = None
+    second: float = 0.0
     moves: Moves | None = None
     units: int = 0
     tiles: Tiles = lambda kernel, constants: 1

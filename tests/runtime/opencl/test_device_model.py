@@ -190,6 +190,15 @@ def test_a_source_that_does_not_build(make, tmp_path):
     assert str(kept) in str(error.value) and kept.read_text() == program.sources["k.cl"]
 
 
+def test_a_driver_older_than_the_cpu(make, tmp_path):
+    """PoCL 3.0 on a CPU that its LLVM does not know; the source is all right, so it is not kept."""
+    program = in_buffers()
+    program.sources["k.cl"] = "#error unknown target CPU 'generic'"
+    with pytest.raises(RuntimeFailure, match="does not know this CPU.*apt install pocl-opencl-icd"):
+        make(program, Cache(tmp_path))
+    assert not (tmp_path / "failed").exists()
+
+
 def test_coordinates_out_of_range(make):
     np.testing.assert_allclose(make(checked(0))(X), expected(X), rtol=1e-6)
     model = make(checked(3))

@@ -248,9 +248,12 @@ def attention(g: Builder) -> list[str]:
 
 
 @pytest.fixture
-def without_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warpgroups take small products too, with the tile of least predicted time of theirs."""
-    monkeypatch.setattr(matrix_tile, "DOUBT", 1e-3)
+def always_warpgroups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warpgroups take what they can, with the tile of least predicted time of theirs."""
+    predicted = matrix_tile.predicted
+    monkeypatch.setattr(
+        matrix_tile, "predicted", lambda tile, *rest: predicted(tile, *rest) * (1e-3 if tile.warpgroups else 1.0)
+    )
 
 
 def beyond_halves(g: Builder) -> list[str]:
@@ -272,7 +275,7 @@ def beyond_halves(g: Builder) -> list[str]:
     return results
 
 
-@pytest.mark.usefixtures("without_doubt")
+@pytest.mark.usefixtures("always_warpgroups")
 @pytest.mark.parametrize("warpgroups", [False, True])
 def test_range_of_floats(device: Device, tmp_path, warpgroups: bool) -> None:
     """Products of floats that halves cannot stand for are made of other numbers, and as exact."""
@@ -305,7 +308,7 @@ def test_split_weights() -> None:
     assert matrix.fits_halves(np.where(np.arange(5)[:, None] == 2, np.float32(0), values))
 
 
-@pytest.mark.usefixtures("without_doubt")
+@pytest.mark.usefixtures("always_warpgroups")
 @pytest.mark.parametrize("warpgroups", [False, True])
 @pytest.mark.parametrize("case", [products, turned_and_batched, convolutions, many_rows, attention])
 @pytest.mark.parametrize(
@@ -373,7 +376,7 @@ def test_large_products_are_for_warpgroups(device: Device) -> None:
         assert not choose(1, 1 << 16, 16, 4608, form, h200).warpgroups
 
 
-@pytest.mark.usefixtures("without_doubt")
+@pytest.mark.usefixtures("always_warpgroups")
 @pytest.mark.parametrize("constant", [False, True])
 def test_what_warpgroups_do_not_take(device: Device, constant: bool) -> None:
     """Floats as operand B that are no weights, or that halves cannot stand for."""

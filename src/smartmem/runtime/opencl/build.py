@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 from smartmem.device import Device
-from smartmem.errors import CompilerError
+from smartmem.errors import CompilerError, RuntimeFailure
 from smartmem.runtime.cache import Cache
 from smartmem.runtime.opencl.loader import pyopencl
 from smartmem.runtime.opencl.program import DeviceProgram
@@ -22,6 +22,11 @@ from smartmem.runtime.opencl.program import DeviceProgram
 Progress = Callable[[str, int, int], None]
 Made = TypeVar("Made")
 _LOG_LINES = 3  # of a driver's log, in an error
+UNKNOWN_CPU = "unknown target CPU"  # PoCL 3.0, which PyPI has, on CPUs that its LLVM 14 has not heard of
+TOO_OLD = (
+    "does not know this CPU, which is newer: install a newer one (Debian and Ubuntu: apt install pocl-opencl-icd), "
+    "or use --device cpu"
+)
 
 
 class Builder:
@@ -45,6 +50,7 @@ class Builder:
 
         Raises:
             CompilerError: the driver refuses a source; the message names a copy of it.
+            RuntimeFailure: the driver compiles nothing for this CPU.
         """
         return self._each(self.build, program, progress)
 
@@ -114,8 +120,10 @@ class Builder:
         try:
             return program.build(self._options, [self.handle])
         except cl.Error as error:
-            kept = self._cache.add("failed", key, ".cl", text.encode())
             log = program.get_build_info(self.handle, cl.program_build_info.LOG) or str(error)
+        if UNKNOWN_CPU in log:
+            raise RuntimeFailure(f"{self._device.name}: {self._device.platform} {self._device.driver} {TOO_OLD}")
+        kept = self._cache.add("failed", key, ".cl", text.encode())
         raise CompilerError(f"{self._device.name} refuses {name}, kept as {kept}: {_first_lines(log)}")
 
 

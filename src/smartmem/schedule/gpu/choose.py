@@ -96,7 +96,7 @@ def backend_of(target: DeviceTarget) -> Backend:
     def predict(batch: int, m: int, n: int, k: int) -> float:
         if target.tuned and matrix_tile.accepts(m, n, k, device):
             form = matrix_tile.form_of(target.half, ())
-            best = matrix_tile.choose_tile(batch, m, n, k, form, device, warpgroups=False)
+            best = matrix_tile.choose_tile(batch, m, n, k, form, device)
             return matrix_tile.predicted(best, batch, m, n, k, device)
         return tile.predicted(tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
 
@@ -109,6 +109,7 @@ def backend_of(target: DeviceTarget) -> Backend:
         operators_first=True,
         doubles=device.fp64,
         predict=predict if gpu else None,
+        second=matrix_tile.FOLLOWS if device.graphs else matrix_tile.LAUNCHED,
         moves=moves if gpu and target.tuned and device.matrix_units and device.graphs and not target.half else None,
         units=device.compute_units if gpu else 0,
         tiles=lambda kernel, constants: tiles_across(kernel, constants, target),

@@ -43,7 +43,7 @@ from smartmem.schedule.gpu.matrix_tile import FLOAT, Form
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
 from smartmem.schedule.gpu.ptx import SUPPORT, WARPGROUPS, warpgroup_products
-from smartmem.schedule.gpu.ring import PackedB
+from smartmem.schedule.gpu.ring import PackedB, copied
 from smartmem.schedule.gpu.sweeps import of_statistics, of_tile, packed
 from smartmem.schedule.gpu.tile import ALIGNED, PAD, PlainStager, Staged, Tile, choose_tile, multiply, pipelined, staged
 from smartmem.schedule.pipeline import batch_axes, batch_first
@@ -196,7 +196,11 @@ def _matrix_tile(
     a = staged("A", M, product.extents, 0, 0, operands[0])
     b = None if operands[1] is None else staged("B", N, product.extents, 0, 0, operands[1])
     along_k = all(o.fast == K for o in (a, b) if o is not None)
-    tile = matrix_tile.choose_tile(batch, m, n, k, form, device, warpgroups=split if form == FLOAT else along_k)
+    tile = matrix_tile.choose_tile(
+        batch, m, n, k, form, device,
+        warpgroups=split if form == FLOAT else along_k,
+        loaded=(copied(a, form, job.context) is None, b is not None and copied(b, form, job.context) is None),
+    )  # fmt: skip
     a = replace(a, size=tile.rows)
     right: Staged | PackedB
     if b is None:

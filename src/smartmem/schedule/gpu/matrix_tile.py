@@ -22,25 +22,41 @@ STATISTICS = 2 << 10  # bytes of local memory that row statistics have beside th
 
 
 @dataclass(frozen=True)
+class Rates:
+    """What a tile's time is made of, in cycles; see `predicted`.
+
+    Attributes:
+        launch: of a kernel that follows another one, whatever it does.
+        wait: for a copy of a block; step: of a step whose block is there.
+        work: of 1024 multiply-adds; split: of making halves of floats, beside it; moved: bytes that one cycle brings in.
+        store: of a result; load: of a value that passes the registers (of a work-item, both).
+    """
+
+    launch: float
+    wait: float
+    step: float
+    work: float
+    split: float
+    moved: float
+    store: float
+    load: float
+
+
+@dataclass(frozen=True)
 class Form:
     """How operands lie in local memory, and what matrix units make of them.
 
     Attributes:
         kind: OpenCL type of a value; bytes: of one.
         inner: extent along k of one instruction's blocks.
-        cost: time of a multiply-add, beside that of halves; split: the same of making halves of a value of operand A.
-        wait: time of a step's copies and barrier, beside that with halves.
-        shared_work: cycles of 1024 multiply-adds of warpgroups; shared_bytes: what one cycle brings in for them.
+        warp, group: rates of tiles whose warps multiply alone, and of those that share instructions.
     """
 
     kind: str
     bytes: int
     inner: int
-    cost: float = 1.0
-    split: float = 0.0
-    wait: float = 1.0
-    shared_work: float = 0.18
-    shared_bytes: float = 39.0
+    warp: Rates
+    group: Rates
 
     @property
     def run(self) -> int:
@@ -48,9 +64,13 @@ class Form:
         return VECTOR // self.bytes
 
 
-HALF = Form("half", 2, 16)
+HALF = Form(
+    "half", 2, 16, Rates(3324, 1239, 0, 0.577, 0, 30, 82, 36), Rates(2396, 795, 294, 0.18, 0, 39, 76, 36)
+)  # fmt: skip
 # A product is three: of the upper halves, and of upper with lower ones.
-FLOAT = Form("float", 4, 16, 3.0, 70.0, 1.5, 1.0, 31.0)
+FLOAT = Form(
+    "float", 4, 16, Rates(4232, 1520, 0, 1.73, 40.4, 30, 50, 19), Rates(4808, 92, 487, 1.0, 0, 31, 41, 19)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,36 +151,39 @@ TILES = (
     # for launches that may give a group more than the usual 48 KiB
     MatrixTile(128, 128, 64, 2, 4), MatrixTile(128, 64, 64, 4, 2, 4), MatrixTile(64, 128, 64, 2, 4, 4),
     MatrixTile(64, 64, 64, 2, 2, 5), MatrixTile(32, 64, 64, 2, 2, 4), MatrixTile(32, 64, 128, 2, 2, 4),
-    MatrixTile(32, 32, 64, 2, 2, 6), MatrixTile(32, 128, 64, 1, 4, 4), MatrixTile(16, 64, 128, 1, 4, 4),
-    MatrixTile(128, 128, 64, 2, 2),
+    MatrixTile(16, 32, 128, 1, 4, 5), MatrixTile(32, 128, 64, 1, 4, 4), MatrixTile(16, 64, 128, 1, 4, 4),
+    MatrixTile(128, 128, 64, 2, 2), MatrixTile(32, 16, 128, 2, 2, 5), MatrixTile(32, 64, 64, 2, 2, 6),
+    MatrixTile(64, 64, 64, 2, 4, 5),
 )  # fmt: skip
 FLOAT_TILES = tuple(  # a warp has registers for 16 blocks: each has three sets of accumulators
     replace(tile, form=FLOAT)
     for tile in (
         MatrixTile(64, 64, 32, 2, 2, 5), MatrixTile(32, 64, 32, 2, 2, 4), MatrixTile(32, 128, 32, 1, 4, 4),
         MatrixTile(32, 64, 64, 2, 2, 4), MatrixTile(32, 64, 32, 2, 2, 3), MatrixTile(64, 32, 32, 2, 2, 3),
-        MatrixTile(32, 32, 32, 2, 2, 4), MatrixTile(16, 64, 32, 1, 4, 4), MatrixTile(16, 32, 64, 1, 4, 3),
+        MatrixTile(32, 32, 32, 2, 2, 6), MatrixTile(32, 32, 64, 2, 2, 4), MatrixTile(16, 32, 64, 1, 4, 5),
         MatrixTile(64, 16, 32, 4, 1, 3), MatrixTile(128, 16, 16, 4, 1, 3), MatrixTile(128, 8, 16, 4, 1, 3),
     )
 )  # fmt: skip
 WARPGROUP_TILES = tuple(
     MatrixTile(64 * groups, columns, 64, 4 * groups, 1, stages, HALF, True)
     for groups, columns, stages in (
-        (2, 128, 3), (1, 64, 5), (2, 256, 3), (1, 128, 4), (2, 64, 4), (1, 160, 3), (2, 96, 3), (1, 96, 4), (1, 32, 6),
+        (1, 16, 8), (1, 32, 9), (1, 48, 7), (1, 64, 5), (1, 96, 4), (1, 128, 4), (2, 32, 6), (2, 64, 4), (2, 96, 3),
+        (2, 128, 3), (2, 256, 3),
     )
 ) + tuple(
     MatrixTile(64 * groups, columns, 32, 4 * groups, 1, stages, FLOAT, True)
-    for groups, columns, stages in ((1, 64, 4), (2, 64, 4), (1, 96, 4), (2, 96, 4), (2, 128, 4), (1, 32, 5))
+    for groups, columns, stages in (
+        (1, 32, 5), (1, 48, 6), (1, 64, 7), (1, 96, 4), (2, 64, 4), (2, 96, 4), (2, 128, 4),
+    )
 )  # fmt: skip
 READS = 3 / 64  # fragments of the largest warp that `predicted` was fitted to, 64x32
 MANY_ROWS = 4096  # from which on even a few columns of a tile pay: what counts is how the rows are loaded
-LAUNCH = 4900  # cycles that a kernel takes whatever it does
-FOLLOWS = 2500  # the same of a pointwise kernel in a graph
+FOLLOWS = 3000  # cycles that a pointwise kernel in a graph takes whatever it does
+LAUNCHED = 6000  # the same of one in a queue
 MOVED = 14  # bytes per cycle and compute unit that a pointwise kernel moves, as measured on an H200
 UNIT_LOCAL = 225_000  # bytes of local memory that the groups on one compute unit share
 UNIT_REGISTERS = 1 << 16  # the same of registers of 32 bits
-FEW_ROWS, FEW_COLUMNS = 32, 16  # up to which warpgroups, with their 64 rows and 32 columns, are not used
-DOUBT = 1.35  # how much faster than any other tile one of warpgroups must be: where waits decide, networks got slower
+FEW_ROWS, FEW_COLUMNS = 32, 16  # up to which warpgroups, with their 64 rows, are not used
 
 
 def form_of(half: bool, stored: Iterable[np.dtype[Any]]) -> Form:
@@ -178,48 +201,54 @@ def accepts(m: int, n: int, k: int, device: Device) -> bool:
 
 
 def choose_tile(
-    batch: int, m: int, n: int, k: int, form: Form, device: Device, *, warpgroups: bool = True
-) -> MatrixTile:
+    batch: int, m: int, n: int, k: int, form: Form, device: Device,
+    *, warpgroups: bool = True, loaded: tuple[bool, bool] = (False, False),
+) -> MatrixTile:  # fmt: skip
     """The tile of least predicted time.
 
     Args:
         warpgroups: whether the operands are what these instructions take: values along k, weights if they are floats.
+        loaded: see `predicted`.
     """
     room = device.group_memory - STATISTICS
     cycles: dict[MatrixTile, float] = {}
     for tile in (*(TILES if form == HALF else FLOAT_TILES), *WARPGROUP_TILES):
         if tile.form != form or tile.local_bytes > room or tile.items > device.max_work_group:
             continue
-        if not tile.warpgroups:
-            cycles[tile] = predicted(tile, batch, m, n, k, device)
-        elif warpgroups and device.warpgroups and m > FEW_ROWS and n > FEW_COLUMNS:
-            cycles[tile] = predicted(tile, batch, m, n, k, device) * DOUBT
+        if not tile.warpgroups or (warpgroups and device.warpgroups and m > FEW_ROWS and n > FEW_COLUMNS):
+            cycles[tile] = predicted(tile, batch, m, n, k, device, loaded)
     return min(cycles, key=lambda tile: cycles[tile])
 
 
-def predicted(tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Device) -> float:
+def predicted(
+    tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Device, loaded: tuple[bool, bool] = (False, False)
+) -> float:
     """Predicted cycles.
 
     A step waits for copies that began `stages` - 1 steps ago, or for what all groups on a compute unit bring in and
-    multiply. The numbers are a fit to 47 tiles of halves on 18 products, measured on an H100, and those of floats to 21
-    tiles on 14 products, on an H200; the tile that the fit chooses takes 5% longer than the best one, on average, and
-    2% with floats. What warpgroups multiply and bring in is a fit to products that occupy the whole of an H200: 9 tiles
-    of halves, 6 of floats.
+    multiply. The rates are fits to measured times: what is multiplied and brought in to products that occupy the whole
+    of an H100 or H200, the rest to up to 18 tiles on each of 440 products of fifteen networks, each in a chain of 20
+    that wait for each other and read weights of their own, on an H200. The tile that the fit chooses takes 4% longer
+    than the best one with halves, 2% with floats, on average.
+
+    Args:
+        loaded: whether operands A and B pass the registers, value by value, as something is computed of them.
     """
     groups = batch * -(-m // tile.rows) * -(-n // tile.columns)
-    form = tile.form
+    bytes_, rates = tile.form.bytes, tile.form.group if tile.warpgroups else tile.form.warp
     if tile.warpgroups:
         resident = max(1, min(UNIT_LOCAL // tile.local_bytes, UNIT_REGISTERS // (tile.registers * tile.items)))
-        work, moved = form.shared_work, form.shared_bytes
+        work = rates.work
     else:
         resident = max(1, min(2048 // tile.items, UNIT_LOCAL // tile.local_bytes, 16))
-        work, moved = 0.577 * (form.cost * min(1.0, tile.reads / READS) + form.split / (8 * tile.column_blocks)), 30.0
+        work = rates.work * min(1.0, tile.reads / READS) + rates.split / (8 * tile.column_blocks)
     work *= tile.rows * tile.columns * tile.depth / 1024
-    traffic = form.bytes * tile.depth * (tile.rows + tile.columns) / moved
+    work += bytes_ * tile.depth * (tile.rows + tile.columns) / rates.moved
+    load = rates.load * tile.depth * (loaded[0] * tile.rows + loaded[1] * tile.columns) / tile.items
 
     def wave(together: int) -> float:
-        step = max(form.wait * (35 + 1322 / (tile.stages - 1)), together * (work + traffic))
-        return -(-k // tile.depth) * step + together * tile.rows * tile.columns / tile.items
+        step = max(rates.step + rates.wait / (tile.stages - 1), together * work) + together * load
+        return -(-k // tile.depth) * step + together * rates.store * tile.rows * tile.columns / tile.items
 
     full, rest = divmod(groups, device.compute_units * resident)
-    return LAUNCH + full * wave(resident) + (wave(-(-rest // device.compute_units)) if rest else 0)
+    return rates.launch + full * wave(resident) + (wave(-(-rest // device.compute_units)) if rest else 0)

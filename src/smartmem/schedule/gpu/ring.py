@@ -18,7 +18,7 @@ from smartmem.kernel.expr import Choose, Const, Load
 from smartmem.kernel.stage import looked_up
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import K
-from smartmem.schedule.gpu.matrix_tile import FLOAT, HALF, MatrixTile
+from smartmem.schedule.gpu.matrix_tile import FLOAT, HALF, Form, MatrixTile
 from smartmem.schedule.gpu.tile import Staged, Stager
 
 
@@ -49,7 +49,7 @@ class RingStager(Stager):
         context: DeviceContext,
     ) -> None:  # fmt: skip
         self.operand, self.form = operand, tile.form
-        self.copied = None if isinstance(operand, PackedB) else _copied(operand, tile, size, context)
+        self.copied = None if isinstance(operand, PackedB) else copied(operand, tile.form, context)
         self.copies = isinstance(operand, PackedB) or self.copied is not None
         self.split = isinstance(operand, PackedB) and operand.split
         self.halves = self.split or not isinstance(operand, PackedB)
@@ -155,7 +155,7 @@ class Copied:
     lane: Lane
 
 
-def _copied(operand: Staged, tile: MatrixTile, size: int, context: DeviceContext) -> Copied | None:
+def copied(operand: Staged, form: Form, context: DeviceContext) -> Copied | None:
     """How an operand is copied; None if something must be computed, or it lies otherwise."""
     body = operand.body
     guards: tuple[Guard, ...] = ()
@@ -168,11 +168,10 @@ def _copied(operand: Staged, tile: MatrixTile, size: int, context: DeviceContext
     ):  # copies compute their addresses beyond the ends too, where an index tensor has none
         return None
     memory = context.memories[body.tensor]
-    if not isinstance(memory, LinearBuffer) or memory.stored != (np.float16 if tile.form == HALF else np.float32):
+    if not isinstance(memory, LinearBuffer) or memory.stored != (np.float16 if form == HALF else np.float32):
         return None
-    for width in (tile.form.run, LANES):
+    for width in (form.run, LANES):
         lane = Lane(operand.along, context.axes.extents[operand.along], width)
-        fits = lane.extent % width == 0 and (tile.depth if operand.along == K else size) % width == 0
-        if fits and lane_free(guards, lane) and memory.aligned(body.index, context.axes, lane) is not None:
+        if lane.extent % width == 0 and lane_free(guards, lane) and memory.aligned(body.index, context.axes, lane) is not None:
             return Copied(body, guards, memory, lane)
     return None
