@@ -75,7 +75,7 @@ def winograd_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every device takes all convolutions that it can in Winograd's form, as if memory cost nothing."""
 
     def free(target: DeviceTarget) -> Backend:
-        return replace(backend_of(target), predict=lambda b, m, n, k: b * m * n * k, moves=lambda n: 0.0)
+        return replace(backend_of(target), predict=lambda p: p.batch * p.m * p.n * p.k, moves=lambda n: 0.0)
 
     monkeypatch.setattr("smartmem.schedule.gpu.choose.backend_of", free)
 

@@ -14,7 +14,7 @@ import smartmem
 from smartmem.frontend.load import load_graph
 from smartmem.passes.lower import lower
 from smartmem.passes.winograd import winograd
-from smartmem.schedule.backend import Backend
+from smartmem.schedule.backend import Backend, Product
 
 
 def rewritten(proto: onnx.ModelProto, backend: Backend | None = None) -> bool:
@@ -122,23 +122,27 @@ def test_a_product_of_two_tensors_in_front_is_stored():
     assert [name for name, _ in _kernels(proto)] == ["s", "c.sum.tiles", "c.sum.products", "y"]
 
 
+def _multiplies(product: Product) -> float:
+    return product.batch * product.m * product.n * product.k
+
+
 def _device(per_byte: float) -> Backend:
     """A backend that takes as long for a byte as for so many products."""
-    return Backend(lambda kernel, constants: "", predict=lambda b, m, n, k: b * m * n * k, moves=lambda n: per_byte * n)
+    return Backend(lambda kernel, constants: "", predict=_multiplies, moves=lambda n: per_byte * n)
 
 
 def test_on_a_device_it_follows_the_prediction():
     assert rewritten(convolution(), _device(0.1))
     assert not rewritten(convolution(), _device(100.0))
     assert not rewritten(convolution(28, channels=192, group=4), _device(0.0))  # no groups there
-    assert not rewritten(convolution(), Backend(lambda kernel, constants: "", predict=lambda b, m, n, k: b * m * n * k))
+    assert not rewritten(convolution(), Backend(lambda kernel, constants: "", predict=_multiplies))
 
 
 def test_on_a_device_it_is_compared_with_a_product_in_slices():
     """With few pixels a long reduction is cut into slices for all compute units; that is what must be beaten."""
 
-    def few_groups(b: int, m: int, n: int, k: int) -> float:
-        return float(-(-b // 16) * m * n * k)  # 16 at a time
+    def few_groups(product: Product) -> float:
+        return float(-(-product.batch // 16) * product.m * product.n * product.k)  # 16 at a time
 
     sliced = Backend(lambda kernel, constants: "", predict=few_groups, moves=lambda n: 4.0 * n)
     assert not rewritten(convolution(16, channels=128), sliced)

@@ -17,10 +17,11 @@ In: stages, before fusion. Out: the same module with some contractions replaced 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from smartmem.kernel.stage import Stage, in_slices, tensors_read
 from smartmem.passes.module import HostOp, Module
-from smartmem.schedule.backend import Predict
+from smartmem.schedule.backend import Predict, Product
 from smartmem.schedule.roles import align_contraction, factors, weighted_extents
 
 SLICES = (2, 3, 4, 6, 8, 12, 16)
@@ -53,14 +54,14 @@ def _split(stage: Stage, constants: set[str], predict: Predict, second: float) -
     extents = weighted_extents(stage, constants)
     if extents is None:
         return None
-    batch, m, n, k = extents
-    whole = predict(batch, m, n, k)
+    product = Product(*extents, windows=len(stage.reduce) > 1)
+    whole = predict(product)
     best: tuple[float, int, int] | None = None
     for slices in SLICES:
         axis = next((a for a, extent in enumerate(stage.reduce) if extent % (slices * 16) == 0), None)
         if axis is None:
             continue
-        time = _in_slices(predict, second, batch, m, n, k, slices)
+        time = _in_slices(predict, second, product, slices)
         if best is None or time < best[0]:
             best = (time, slices, axis)
     if best is None or best[0] > GAIN * whole:
@@ -68,14 +69,15 @@ def _split(stage: Stage, constants: set[str], predict: Predict, second: float) -
     return in_slices(stage, best[1], best[2])
 
 
-def _in_slices(predict: Predict, second: float, batch: int, m: int, n: int, k: int, slices: int) -> float:
+def _in_slices(predict: Predict, second: float, product: Product, slices: int) -> float:
     """Predicted time of both steps."""
-    return predict(batch * slices, m, n, k // slices) + second + slices * batch * m * n / 256
+    part = replace(product, batch=product.batch * slices, k=product.k // slices)
+    return predict(part) + second + part.batch * part.m * part.n / 256
 
 
-def product_time(predict: Predict, second: float, batch: int, m: int, n: int, k: int) -> float:
+def product_time(predict: Predict, second: float, product: Product) -> float:
     """Predicted time of a product, in two steps where these take less."""
-    return min(predict(batch, m, n, k), *(_in_slices(predict, second, batch, m, n, k, slices) for slices in SLICES))
+    return min(predict(product), *(_in_slices(predict, second, product, slices) for slices in SLICES))
 
 
 def _declared(pair: tuple[Stage, Stage], module: Module) -> tuple[Stage, Stage]:

@@ -43,7 +43,7 @@ from smartmem.kernel.expr import Expr, alu, choose, const, index_values, load, o
 from smartmem.kernel.stage import Stage, reindex, tensors_read
 from smartmem.passes.module import HostOp, Module
 from smartmem.passes.split_products import product_time
-from smartmem.schedule.backend import Backend
+from smartmem.schedule.backend import Backend, Product
 from smartmem.schedule.roles import expr_axes, factors, multiplies_bytes
 
 TAPS = 3  # per axis
@@ -224,9 +224,11 @@ def _saves_on(backend: Backend, found: _Convolution) -> float:
         return 0.0
     work, elements = _work(found), found.form.side**2
     weights = 4 * work.inputs * work.outputs
-    direct = product_time(predict, backend.second, 1, work.pixels, work.outputs, TAPS * TAPS * work.inputs)
+    product = Product(1, work.pixels, work.outputs, TAPS * TAPS * work.inputs, windows=True)
+    direct = product_time(predict, backend.second, product)
     tiles = moves(4 * work.inputs * (work.pixels + elements * work.tiles))
-    products = max(predict(elements, work.tiles, work.outputs, work.inputs), moves(elements * weights))
+    moved = elements * (weights + 4 * work.tiles * (work.inputs + work.outputs))
+    products = max(predict(Product(elements, work.tiles, work.outputs, work.inputs)), moves(moved))
     results = moves(4 * work.outputs * (work.pixels + elements * work.tiles))
     return MARGIN * max(direct, moves(TAPS * TAPS * weights)) - (tiles + products + results)
 

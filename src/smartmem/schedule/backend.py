@@ -11,8 +11,21 @@ from smartmem.kernel.stage import Kernel
 Schedulable = Callable[[Kernel, set[str]], str]
 # By how many tiles of columns a kernel's product reads its operand A, given the names of the constants.
 Tiles = Callable[[Kernel, set[str]], int]
-# Predicted time of a matrix product with the given extents (batch, m, n, k), in any unit.
-Predict = Callable[[int, int, int, int], float]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Extents of a matrix product; with `windows` rows of operand A lie in several places (a convolution's)."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    windows: bool = False
+
+
+# Predicted time of a matrix product, in any unit.
+Predict = Callable[[Product], float]
 # The same of a pointwise kernel that moves so many bytes.
 Moves = Callable[[int], float]
 

@@ -194,7 +194,7 @@ def test_a_driver_older_than_the_cpu(make, tmp_path):
     """PoCL 3.0 on a CPU that its LLVM does not know; the source is all right, so it is not kept."""
     program = in_buffers()
     program.sources["k.cl"] = "#error unknown target CPU 'generic'"
-    with pytest.raises(RuntimeFailure, match="does not know this CPU.*apt install pocl-opencl-icd"):
+    with pytest.raises(RuntimeFailure, match=r"does not know this CPU.*apt install pocl-opencl-icd"):
         make(program, Cache(tmp_path))
     assert not (tmp_path / "failed").exists()
 

@@ -23,6 +23,7 @@ from smartmem.runtime.cache import Cache
 from smartmem.runtime.opencl.model import DeviceModel
 from smartmem.runtime.opencl.program import DeviceProgram
 from smartmem.schedule.gpu import matrix, matrix_tile, ptx
+from smartmem.schedule.gpu.matrix_tile import MatrixTile
 
 pytestmark = pytest.mark.usefixtures("built_quickly")
 WORDS = 6  # 32-bit registers of a work-item: four of A, two of B; also room for an address
@@ -294,6 +295,25 @@ def test_range_of_floats(device: Device, tmp_path, warpgroups: bool) -> None:
     made.close()
 
 
+@pytest.mark.parametrize("tile", matrix_tile.WARPGROUP_TILES, ids=lambda t: f"{t.form.kind}-{t.rows}x{t.columns}")
+def test_every_tile_of_warpgroups(device: Device, tmp_path, monkeypatch, tile: MatrixTile) -> None:
+    """With edges along all three axes, and more steps than the ring has stages."""
+    monkeypatch.setattr(matrix_tile, "choose_tile", lambda *args, **how: tile)
+    m, n, k = tile.rows + 70, tile.columns + 24, tile.depth * (tile.stages + 2) + 24
+    g = Builder(7)
+    model: onnx.ModelProto = g.model([g.op("MatMul", [stored(g, m, k), g.weight(k, n)], (m, n))])
+    feeds: dict[str, Array] = g.feeds()
+    (want,) = ReferenceEvaluator(model).run(None, feeds)
+    half = tile.form == matrix_tile.HALF
+    options = DeviceOptions("buffer", "fp16" if half else "fp32", check=True)
+    units = replace(device, matrix_units=True, warpgroups=True)
+    program = emulated(build_device_program(model, level="full", device=units, options=options))
+    made = DeviceModel(program, device, cache=Cache(tmp_path))
+    (got,) = made.run(feeds)
+    assert np.max(np.abs(got - want)) < (3e-3 if half else 2e-6) * np.max(np.abs(want))
+    made.close()
+
+
 def test_split_weights() -> None:
     values = np.random.default_rng(3).standard_normal((2, 5, 32)).astype(np.float32)
     words = matrix.split(values).view(np.uint32).reshape(2, 5, 2, 2, 8, 1)
@@ -367,9 +387,10 @@ def test_large_products_are_for_warpgroups(device: Device) -> None:
     """Small ones are not, nor what such instructions do not take."""
     h200 = replace(device, matrix_units=True, warpgroups=True, dynamic_local=227 << 10, compute_units=132)
     choose, half, single = matrix_tile.choose_tile, matrix_tile.HALF, matrix_tile.FLOAT
+    others = matrix_tile.Operands(warpgroups=False)
     for form in (half, single):
         assert choose(1, 4096, 512, 4608, form, h200).warpgroups
-        assert not choose(1, 4096, 512, 4608, form, h200, warpgroups=False).warpgroups
+        assert not choose(1, 4096, 512, 4608, form, h200, others).warpgroups
         assert not choose(1, 4096, 512, 4608, form, replace(h200, warpgroups=False)).warpgroups
         assert not choose(1, 49, 768, 768, form, h200).warpgroups
         assert not choose(1, 32, 1 << 14, 4608, form, h200).warpgroups

@@ -20,7 +20,7 @@ from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES
 from smartmem.schedule import nest as cpu_nest
 from smartmem.schedule import rows as cpu_rows
-from smartmem.schedule.backend import Backend
+from smartmem.schedule.backend import Backend, Product
 from smartmem.schedule.flatten import M, N, flat_space
 from smartmem.schedule.gpu import attention, contraction, loops, matrix_tile, nest, rows, statistics, tile, unrolled
 from smartmem.schedule.gpu.code import DeviceCode, DeviceTarget, Storages
@@ -86,18 +86,20 @@ def tiles_across(kernel: Kernel, constants: set[str], target: DeviceTarget) -> i
     if extents is None or not matrix_tile.accepts(*extents[1:], target.device):
         return 1
     form = matrix_tile.form_of(target.half, ())
-    return -(-extents[2] // matrix_tile.choose_tile(*extents, form, target.device, warpgroups=False).columns)
+    return -(-extents[2] // matrix_tile.choose_tile(*extents, form, target.device).columns)
 
 
 def backend_of(target: DeviceTarget) -> Backend:
     """The device as the passes see it."""
     device = target.device
 
-    def predict(batch: int, m: int, n: int, k: int) -> float:
+    def predict(product: Product) -> float:
+        batch, m, n, k = product.batch, product.m, product.n, product.k
         if target.tuned and matrix_tile.accepts(m, n, k, device):
             form = matrix_tile.form_of(target.half, ())
-            best = matrix_tile.choose_tile(batch, m, n, k, form, device)
-            return matrix_tile.predicted(best, batch, m, n, k, device)
+            operands = matrix_tile.Operands(gathered=product.windows)
+            best = matrix_tile.choose_tile(batch, m, n, k, form, device, operands)
+            return matrix_tile.predicted(best, batch, m, n, k, device, operands)
         return tile.predicted(tile.choose_tile(batch, m, n, k, device), batch, m, n, k, device)
 
     def moves(count: int) -> float:

@@ -39,7 +39,7 @@ from smartmem.schedule.gpu.code import (
     power_of_two,
 )
 from smartmem.schedule.gpu.loops import ease, ease_of_stores
-from smartmem.schedule.gpu.matrix_tile import FLOAT, Form
+from smartmem.schedule.gpu.matrix_tile import FLOAT, Form, Operands
 from smartmem.schedule.gpu.nest import reader, store
 from smartmem.schedule.gpu.product import Product, flatten_product, is_constant, pack, to_half
 from smartmem.schedule.gpu.ptx import SUPPORT, WARPGROUPS, warpgroup_products
@@ -196,10 +196,14 @@ def _matrix_tile(
     a = staged("A", M, product.extents, 0, 0, operands[0])
     b = None if operands[1] is None else staged("B", N, product.extents, 0, 0, operands[1])
     along_k = all(o.fast == K for o in (a, b) if o is not None)
+    left = copied(a, form, job.context)
     tile = matrix_tile.choose_tile(
         batch, m, n, k, form, device,
-        warpgroups=split if form == FLOAT else along_k,
-        loaded=(copied(a, form, job.context) is None, b is not None and copied(b, form, job.context) is None),
+        Operands(
+            warpgroups=split if form == FLOAT else along_k,
+            loaded=(left is None, b is not None and copied(b, form, job.context) is None),
+            gathered=left is not None and left.gathered(job.context),
+        ),
     )  # fmt: skip
     a = replace(a, size=tile.rows)
     right: Staged | PackedB

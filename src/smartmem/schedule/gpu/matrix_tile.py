@@ -27,19 +27,24 @@ class Rates:
 
     Attributes:
         launch: of a kernel that follows another one, whatever it does.
-        wait: for a copy of a block; step: of a step whose block is there.
-        work: of 1024 multiply-adds; split: of making halves of floats, beside it; moved: bytes that one cycle brings in.
-        store: of a result; load: of a value that passes the registers (of a work-item, both).
+        wait: for the copies of a step.
+        work: of 1024 multiply-adds; split: of making halves of floats, beside it.
+        moved: bytes that one cycle brings in.
+        address: of 128 vectors whose places are computed one by one.
+        load: of a value that passes the registers of a work-item; store: of a result of one.
+        steps, blocks: of 16 values of k, whatever the tile, and of each block in it, for those who multiply alone.
     """
 
     launch: float
     wait: float
-    step: float
     work: float
     split: float
     moved: float
-    store: float
+    address: float
     load: float
+    store: float
+    steps: float
+    blocks: float
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,31 @@ class Form:
 
 
 HALF = Form(
-    "half", 2, 16, Rates(3324, 1239, 0, 0.577, 0, 30, 82, 36), Rates(2396, 795, 294, 0.18, 0, 39, 76, 36)
+    "half", 2, 16,
+    Rates(2786, 1352, 0.917, 0, 26.5, 11.3, 36.6, 81.8, 62.5, 19.2),
+    Rates(2671, 1000, 0.130, 0, 40.1, 9.86, 36.6, 66.5, 71.8, 8.32),
 )  # fmt: skip
 # A product is three: of the upper halves, and of upper with lower ones.
 FLOAT = Form(
-    "float", 4, 16, Rates(4232, 1520, 0, 1.73, 40.4, 30, 50, 19), Rates(4808, 92, 487, 1.0, 0, 31, 41, 19)
+    "float", 4, 16,
+    Rates(3477, 1263, 2.55, 75.6, 48.0, 12.4, 21.0, 64.7, 175, 48.0),
+    Rates(4480, 1000, 1.42, 0, 29.8, 25.9, 21.0, 42.1, 70.0, 7.00),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a product's operands are, as far as tiles differ by it.
+
+    Attributes:
+        warpgroups: whether their instructions take them: values along k, weights if they are floats.
+        loaded: whether A and B pass the registers value by value, as something is computed of them.
+        gathered: whether the places of A's rows are computed one by one (windows of a convolution).
+    """
+
+    warpgroups: bool = True
+    loaded: tuple[bool, bool] = (False, False)
+    gathered: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,8 +191,8 @@ FLOAT_TILES = tuple(  # a warp has registers for 16 blocks: each has three sets 
 WARPGROUP_TILES = tuple(
     MatrixTile(64 * groups, columns, 64, 4 * groups, 1, stages, HALF, True)
     for groups, columns, stages in (
-        (1, 16, 8), (1, 32, 9), (1, 48, 7), (1, 64, 5), (1, 96, 4), (1, 128, 4), (2, 32, 6), (2, 64, 4), (2, 96, 3),
-        (2, 128, 3), (2, 256, 3),
+        (1, 16, 8), (1, 32, 9), (1, 48, 7), (1, 64, 5), (1, 96, 4), (1, 128, 4), (2, 64, 4), (2, 96, 3), (2, 128, 3),
+        (2, 256, 3),
     )
 ) + tuple(
     MatrixTile(64 * groups, columns, 32, 4 * groups, 1, stages, FLOAT, True)
@@ -201,53 +225,49 @@ def accepts(m: int, n: int, k: int, device: Device) -> bool:
 
 
 def choose_tile(
-    batch: int, m: int, n: int, k: int, form: Form, device: Device,
-    *, warpgroups: bool = True, loaded: tuple[bool, bool] = (False, False),
-) -> MatrixTile:  # fmt: skip
-    """The tile of least predicted time.
-
-    Args:
-        warpgroups: whether the operands are what these instructions take: values along k, weights if they are floats.
-        loaded: see `predicted`.
-    """
+    batch: int, m: int, n: int, k: int, form: Form, device: Device, operands: Operands | None = None
+) -> MatrixTile:
+    """The tile of least predicted time."""
+    operands = operands or Operands()
     room = device.group_memory - STATISTICS
     cycles: dict[MatrixTile, float] = {}
     for tile in (*(TILES if form == HALF else FLOAT_TILES), *WARPGROUP_TILES):
         if tile.form != form or tile.local_bytes > room or tile.items > device.max_work_group:
             continue
-        if not tile.warpgroups or (warpgroups and device.warpgroups and m > FEW_ROWS and n > FEW_COLUMNS):
-            cycles[tile] = predicted(tile, batch, m, n, k, device, loaded)
+        if not tile.warpgroups or (operands.warpgroups and device.warpgroups and m > FEW_ROWS and n > FEW_COLUMNS):
+            cycles[tile] = predicted(tile, batch, m, n, k, device, operands)
     return min(cycles, key=lambda tile: cycles[tile])
 
 
 def predicted(
-    tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Device, loaded: tuple[bool, bool] = (False, False)
+    tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Device, operands: Operands | None = None
 ) -> float:
     """Predicted cycles.
 
-    A step waits for copies that began `stages` - 1 steps ago, or for what all groups on a compute unit bring in and
-    multiply. The rates are fits to measured times: what is multiplied and brought in to products that occupy the whole
-    of an H100 or H200, the rest to up to 18 tiles on each of 440 products of fifteen networks, each in a chain of 20
-    that wait for each other and read weights of their own, on an H200. The tile that the fit chooses takes 4% longer
-    than the best one with halves, 2% with floats, on average.
-
-    Args:
-        loaded: whether operands A and B pass the registers, value by value, as something is computed of them.
+    A step takes as long as copies that began `stages` - 1 steps ago, or what all groups on a compute unit bring in and
+    multiply, or the instructions of one of them, which wait for each other. The rates are fits to measured times of 500
+    products of sixteen networks, 440 of them with up to 18 tiles, each in a chain of 20 that wait for each other and
+    read weights of their own, on an H200. The tile that the fit chooses takes 4% longer than the best one with halves,
+    2% with floats, on average; of a product that takes 3 to 30 us, it is wrong by 15%.
     """
+    operands = operands or Operands()
     groups = batch * -(-m // tile.rows) * -(-n // tile.columns)
-    bytes_, rates = tile.form.bytes, tile.form.group if tile.warpgroups else tile.form.warp
+    rates = tile.form.group if tile.warpgroups else tile.form.warp
     if tile.warpgroups:
         resident = max(1, min(UNIT_LOCAL // tile.local_bytes, UNIT_REGISTERS // (tile.registers * tile.items)))
-        work = rates.work
+        work, blocks = rates.work, tile.columns / 8
     else:
         resident = max(1, min(2048 // tile.items, UNIT_LOCAL // tile.local_bytes, 16))
         work = rates.work * min(1.0, tile.reads / READS) + rates.split / (8 * tile.column_blocks)
+        blocks = tile.row_blocks * tile.column_blocks
     work *= tile.rows * tile.columns * tile.depth / 1024
-    work += bytes_ * tile.depth * (tile.rows + tile.columns) / rates.moved
-    load = rates.load * tile.depth * (loaded[0] * tile.rows + loaded[1] * tile.columns) / tile.items
+    work += tile.form.bytes * tile.depth * (tile.rows + tile.columns) / rates.moved
+    work += operands.gathered * rates.address * tile.rows * tile.depth / tile.form.run / 128
+    loaded = operands.loaded[0] * tile.rows + operands.loaded[1] * tile.columns
+    alone = max(rates.wait / (tile.stages - 1), tile.depth / 16 * (rates.steps + rates.blocks * blocks))
 
     def wave(together: int) -> float:
-        step = max(rates.step + rates.wait / (tile.stages - 1), together * work) + together * load
+        step = max(alone, together * work) + together * rates.load * loaded * tile.depth / tile.items
         return -(-k // tile.depth) * step + together * rates.store * tile.rows * tile.columns / tile.items
 
     full, rest = divmod(groups, device.compute_units * resident)

@@ -13,8 +13,7 @@ from smartmem.codegen.c_expr import Lane, lane_free
 from smartmem.codegen.cl_expr import DeviceContext, cl_guards
 from smartmem.codegen.cl_memory import Bounds, LinearBuffer, checked
 from smartmem.codegen.writer import Writer
-from smartmem.index.map import Guard
-from smartmem.kernel.expr import Choose, Const, Load
+from smartmem.kernel.expr import Choose, Expr, Load, is_zero, walk
 from smartmem.kernel.stage import looked_up
 from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import K
@@ -119,10 +118,11 @@ class RingStager(Stager):
             w.line(f"const int {name} = {name}0 + at_x;")
             if o.extent % o.size:
                 inside.append(f"{name} < {o.extent}")
-            source = self.copied.memory.aligned(self.copied.load.index, self.context.axes, self.copied.lane) or ""
-            pointer, bounds = self.copied.memory.pointer, self.copied.memory.bounds
-            if self.copied.guards:
-                inside.append(cl_guards(self.copied.guards, self.context.axes))
+            source, there = self.copied.source(self.context)
+            memory = self.copied.memory(self.context)
+            pointer, bounds = memory.pointer, memory.bounds
+            if there != "1":
+                inside.append(there)
         condition = " && ".join(inside) or "1"
         if bounds is not None and inside:  # an address that is not used is not checked
             source = f"({condition} ? {source} : {pointer})"
@@ -147,31 +147,71 @@ class RingStager(Stager):
 
 @dataclass(frozen=True)
 class Copied:
-    """An operand that is a load, or zero where guards fail: vectors along `lane` lie together as the tile has them."""
+    """An operand that is one load or another, or zero, as guards tell: vectors along `lane` lie together in memory."""
 
-    load: Load
-    guards: tuple[Guard, ...]
-    memory: LinearBuffer
+    body: Expr
     lane: Lane
+
+    def source(self, context: DeviceContext, body: Expr | None = None) -> tuple[str, str]:
+        """Where the vector lies, and whether there is one (else it is zero), as C expressions."""
+        body = body or self.body
+        if isinstance(body, Load):
+            memory = context.memories[body.tensor]
+            assert isinstance(memory, LinearBuffer)
+            return memory.aligned(body.index, context.axes, self.lane) or "", "1"
+        if not isinstance(body, Choose):
+            return "", "0"
+        chosen = cl_guards(body.guards, context.axes)
+        (then, there), (other, also) = (self.source(context, part) for part in (body.then, body.otherwise))
+        if also == "0":
+            return then, chosen if there == "1" else f"{chosen} && {there}"
+        if there == "0":
+            return other, f"!({chosen})" if also == "1" else f"!({chosen}) && {also}"
+        return f"({chosen} ? {then} : {other})", "1" if there == also == "1" else f"({chosen} ? {there} : {also})"
+
+    def gathered(self, context: DeviceContext) -> bool:
+        """Whether its addresses are more than multiples of its axes (windows, guards)."""
+        places = [value for node in walk(self.body) if isinstance(node, Load) for value in node.index]
+        digits = [digit for value in places for _, digit in value.terms]
+        whole = all(isinstance(d.axis, int) and d.lo == 1 and d.ext == context.axes.extents[d.axis] for d in digits)
+        return isinstance(self.body, Choose) or not whole
+
+    def memory(self, context: DeviceContext) -> LinearBuffer:
+        """One of those that it is loaded from."""
+        found = context.memories[next(node.tensor for node in walk(self.body) if isinstance(node, Load))]
+        assert isinstance(found, LinearBuffer)
+        return found
 
 
 def copied(operand: Staged, form: Form, context: DeviceContext) -> Copied | None:
     """How an operand is copied; None if something must be computed, or it lies otherwise."""
-    body = operand.body
-    guards: tuple[Guard, ...] = ()
-    if isinstance(body, Choose) and isinstance(body.otherwise, Const) and body.otherwise.value == 0:
-        guards, body = body.guards, body.then
-    if operand.along is None or not isinstance(body, Load) or body.tensor in context.local:
+    if operand.body is None or operand.along is None:
         return None
-    if operand.body is None or looked_up(
-        operand.body
-    ):  # copies compute their addresses beyond the ends too, where an index tensor has none
+    # Copies compute their addresses beyond the ends too, where an index tensor has none.
+    if looked_up(operand.body) or not isinstance(operand.body, Load | Choose):
         return None
-    memory = context.memories[body.tensor]
-    if not isinstance(memory, LinearBuffer) or memory.stored != (np.float16 if form == HALF else np.float32):
+    stored = np.float16 if form == HALF else np.float32
+    nodes = list(walk(operand.body))
+    if not any(isinstance(node, Load) for node in nodes):
         return None
+    for node in nodes:
+        if isinstance(node, Load):
+            memory = None if node.tensor in context.local else context.memories[node.tensor]
+            if not isinstance(memory, LinearBuffer) or memory.stored != stored:
+                return None
+        elif not (isinstance(node, Choose) or is_zero(node)):
+            return None
     for width in (form.run, LANES):
         lane = Lane(operand.along, context.axes.extents[operand.along], width)
-        if lane.extent % width == 0 and lane_free(guards, lane) and memory.aligned(body.index, context.axes, lane) is not None:
-            return Copied(body, guards, memory, lane)
+        if lane.extent % width == 0 and all(_lies_along(node, lane, context) for node in nodes):
+            return Copied(operand.body, lane)
     return None
+
+
+def _lies_along(node: Expr, lane: Lane, context: DeviceContext) -> bool:
+    if isinstance(node, Choose):
+        return lane_free(node.guards, lane)
+    if not isinstance(node, Load):
+        return True
+    memory = context.memories[node.tensor]
+    return isinstance(memory, LinearBuffer) and memory.aligned(node.index, context.axes, lane) is not None
