@@ -7,12 +7,16 @@ work-item computes four at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from smartmem.codegen.c_expr import Lane, lane_free, vectorizable
 from smartmem.codegen.cl_memory import step_along
 from smartmem.index.lin import Lin, renumber
+from smartmem.index.map import evaluate
 from smartmem.index.refine import merge, refine
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, Expr, Load, index_values, map_lins, walk
@@ -21,6 +25,9 @@ from smartmem.layout.memory import LANES
 from smartmem.schedule.flatten import N
 from smartmem.schedule.gpu.code import Storages, placed
 from smartmem.schedule.loops import hoist_padding
+
+LINE = 32  # elements of a cache line, about
+MUCH = 0.8  # what another order of the loops must cost at most, beside that of the output
 
 _ACCUMULATE = frozenset(("", "sum", "prod", "max", "min"))
 
@@ -77,6 +84,55 @@ def build(kernel: Kernel, storages: Storages) -> Nest:
     ]
     changed = tuple(tuple(change[v] for v in store) for store in stores)
     return Nest(merged.extents, space, [map_lins(b, change) for b in bodies], loops, changed)
+
+
+def ordered(nest: Nest, lane: Lane | None, items: int) -> tuple[Nest, Lane | None]:
+    """The nest with that space loop innermost along which neighbouring work-items touch the fewest cache lines.
+
+    That is the last one, along which the output lies, unless loads of a reduction lie along another one, so that each
+    would touch a line of its own. All accesses must be to buffers.
+
+    Args:
+        items: how many neighbours are looked at.
+    """
+    places = [(store, 1) for store in nest.stores]
+    for body, reduces in zip(nest.bodies, nest.reduces, strict=True):
+        times = math.prod(nest.extents[axis] for axis in reduces)
+        places += [(node.index, times) for node in walk(body) if isinstance(node, Load) and node.index]
+    if any(len(place) > 1 for place, _ in places) or nest.space < 2:
+        return nest, lane
+    orders = [[*(a for a in range(nest.space) if a != last), last] for last in reversed(range(nest.space))]
+    costs = [sum(n * _lines(place[0], nest, order, lane, items) for place, n in places) for order in orders]
+    best = min(range(len(orders)), key=lambda k: costs[k])
+    if costs[best] > MUCH * costs[0]:
+        return nest, lane
+    moved = {axis: number for number, axis in enumerate(orders[best])}
+    change = {v: renumber(v, moved) for body in nest.bodies for v in index_values(body)}
+    changed = replace(
+        nest,
+        extents=(*(nest.extents[axis] for axis in orders[best]), *nest.extents[nest.space :]),
+        bodies=[map_lins(body, change) for body in nest.bodies],
+        stores=tuple(tuple(renumber(part, moved) for part in store) for store in nest.stores),
+    )
+    return changed, None if lane is None else replace(lane, axis=moved[lane.axis])
+
+
+def _lines(place: Lin, nest: Nest, order: Sequence[int], lane: Lane | None, items: int) -> int:
+    """How many cache lines so many neighbours touch, in the middle of the space, counted for each load of theirs."""
+    sizes = [nest.extents[a] // (LANES if lane and lane.axis == a else 1) for a in order]
+    number = (np.arange(items) + math.prod(sizes) // 2) % math.prod(sizes)
+    coordinates: list[Any] = [0] * len(nest.extents)
+    for axis, value in zip(order, np.unravel_index(number, sizes), strict=True):
+        coordinates[axis] = value * (LANES if lane and lane.axis == axis else 1)
+    step = step_along(place, lane) if lane else 0
+    lanes = range(1 if step in (0, 1) else LANES)
+    found = 0
+    for k in lanes:
+        if lane and k:
+            coordinates[lane.axis] = coordinates[lane.axis] + 1
+        at = evaluate(place, coordinates, lambda tensor, entry: np.zeros(items, np.int64))
+        found += len(np.unique(np.broadcast_to(at, items) // LINE))
+    return found
 
 
 def choose_lane(nest: Nest, kernel: Kernel) -> Lane | None:

@@ -185,6 +185,7 @@ FLOAT_TILES = tuple(  # a warp has registers for 16 blocks: each has three sets 
         MatrixTile(64, 64, 32, 2, 2, 5), MatrixTile(32, 64, 32, 2, 2, 4), MatrixTile(32, 128, 32, 1, 4, 4),
         MatrixTile(32, 64, 64, 2, 2, 4), MatrixTile(32, 64, 32, 2, 2, 3), MatrixTile(64, 32, 32, 2, 2, 3),
         MatrixTile(32, 32, 32, 2, 2, 6), MatrixTile(32, 32, 64, 2, 2, 4), MatrixTile(16, 32, 64, 1, 4, 5),
+        MatrixTile(16, 64, 64, 1, 4, 4),
         MatrixTile(64, 16, 32, 4, 1, 3), MatrixTile(128, 16, 16, 4, 1, 3), MatrixTile(128, 8, 16, 4, 1, 3),
     )
 )  # fmt: skip
@@ -201,7 +202,8 @@ WARPGROUP_TILES = tuple(
     )
 )  # fmt: skip
 READS = 3 / 64  # fragments of the largest warp that `predicted` was fitted to, 64x32
-MANY_ROWS = 4096  # from which on even a few columns of a tile pay: what counts is how the rows are loaded
+LEAST_ROWS = 4  # with fewer, nearly all of a block of 16 rows would be zeros
+MANY_ROWS = 2048  # from which on even a few columns of a tile pay: what counts is how the rows are loaded
 FOLLOWS = 3000  # cycles that a pointwise kernel in a graph takes whatever it does
 LAUNCHED = 6000  # the same of one in a queue
 MOVED = 14  # bytes per cycle and compute unit that a pointwise kernel moves, as measured on an H200
@@ -221,7 +223,7 @@ def form_of(half: bool, stored: Iterable[np.dtype[Any]]) -> Form:
 
 def accepts(m: int, n: int, k: int, device: Device) -> bool:
     """Whether matrix units pay: enough of everything, and the device has them."""
-    return device.matrix_units and m >= 8 and k >= 16 and (n >= 8 or (n > 1 and m >= MANY_ROWS))
+    return device.matrix_units and m >= LEAST_ROWS and k >= 16 and (n >= 8 or (n > 1 and m >= MANY_ROWS))
 
 
 def choose_tile(

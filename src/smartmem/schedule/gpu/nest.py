@@ -30,6 +30,7 @@ from smartmem.kernel.expr import Choose, DType, Expr, is_zero
 from smartmem.kernel.stage import Kernel, tensors_read
 from smartmem.layout.memory import LANES, SMALL_CONSTANT, DeviceStorage
 from smartmem.layout.storage import dense
+from smartmem.schedule.gpu import window
 from smartmem.schedule.gpu.code import (
     Arguments,
     Destination,
@@ -41,9 +42,10 @@ from smartmem.schedule.gpu.code import (
     new_writer,
     power_of_two,
 )
-from smartmem.schedule.gpu.loops import Nest, build, choose_lane
+from smartmem.schedule.gpu.loops import Nest, build, choose_lane, ordered
 from smartmem.schedule.gpu.product import to_half
 from smartmem.schedule.gpu.sweeps import of_nest
+from smartmem.schedule.gpu.window import Row
 from smartmem.schedule.lane_weights import lane_weights
 from smartmem.schedule.nest import combined, initial
 
@@ -52,7 +54,8 @@ Array = np.ndarray[Any, Any]
 GROUP = 128
 LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
 UNROLLED = 16  # iterations of the innermost loop of a window whose loads may be under way together
-SHARED = 64  # terms of a reduction from which on a group may share it
+SHARED = 24  # terms of a reduction from which on a group may share it
+FOR_TERMS, FOR_ROWS = 256, 512  # work-items for each compute unit, up to which they share reductions, and windows
 
 
 def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants: Mapping[str, Array]) -> DeviceCode:
@@ -64,6 +67,9 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     if lane is not None:
         fixed = {name: constants[name] for name in kernel.inputs() if name in constants}
         nest, weights = lane_weights(nest, lane, fixed, kernel.tensor)
+    on_gpu = target.tuned and target.device.kind == "gpu"
+    if on_gpu:
+        nest, lane = ordered(nest, lane, target.device.sub_group)
     read = list(dict.fromkeys(name for body in nest.bodies for name in tensors_read(body)))
     memories = memories_of(kernel, arguments, [n for n in read if n not in weights and n not in kernel.local()])
     for name, data in weights.items():
@@ -74,19 +80,22 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
         flat = dense(name, (data.size,), np.dtype(np.float32))
         place = DeviceStorage(name, flat.shape, flat.dtype, flat.address, flat.elements, stored.dtype)
         storages = {**storages, name: place}
+    known = {**{name: constants[name] for name in read if name in constants}, **weights}
+    finite = [name for name, data in known.items() if on_gpu and np.isfinite(data).all()]
     items = math.prod(nest.extents[: nest.space]) // (LANES if lane else 1)
-    share = _share(kernel, nest, items, target)
+    rows = _rows(kernel, nest, finite) if on_gpu else [None] * len(nest.bodies)
+    share = _share(kernel, nest, rows, items, target)
     group = power_of_two(min(GROUP, target.device.max_work_group))
     columns = group // share if share > 1 else min(group, max(1, items))
     axes = Axes({axis: f"i{axis}" for axis in range(len(nest.extents))}, nest.extents)
     context = replace(context_of(axes, memories, storages), lane=lane)
-    emit = _Emit(kernel, nest, context, writer, memories, share, columns, items)
+    emit = _Emit(kernel, nest, context, writer, memories, share, columns, items, rows)
     emit.function()
     groups = -(-items // columns)
     family = "fallback" if lane is None else "pointwise" if not any(nest.reduces) else "window"
     family = "reduction" if share > 1 else family
     vector = kernel.output.dtype == np.float32
-    sweeps = of_nest(nest, lane, share, columns, groups, storages, kernel.local(), kernel.written, vector)
+    sweeps = of_nest(nest, rows, lane, share, columns, groups, storages, kernel.local(), kernel.written, vector)
     local = columns * share
     return DeviceCode(
         writer.text(), arguments.parameters, arguments.slots, (groups * local,), (local,), weights, family,
@@ -94,16 +103,33 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     )  # fmt: skip
 
 
-def _share(kernel: Kernel, nest: Nest, items: int, target: DeviceTarget) -> int:
-    """How many work-items share a reduction."""
-    terms = max((math.prod(nest.extents[a] for a in r) for r in nest.reduces if r), default=0)
+def _rows(kernel: Kernel, nest: Nest, finite: Sequence[str]) -> list[Row | None]:
+    """Of each stage, the row of taps that is its innermost reduction."""
+    return [
+        window.find(body, reduces[-1], nest.extents[reduces[-1]], finite)
+        if reduces and stage.combine == "sum" and stage.dtype == np.float32
+        else None
+        for stage, body, reduces in zip(kernel.stages, nest.bodies, nest.reduces, strict=True)
+    ]
+
+
+def _share(kernel: Kernel, nest: Nest, rows: Sequence[Row | None], items: int, target: DeviceTarget) -> int:
+    """How many work-items share a reduction, or the rows of a window."""
     floats = all(s.dtype == np.float32 and not s.combine.startswith("arg") for s in kernel.stages if s.reduce)
     device = target.device
-    wanted = device.compute_units * 256
-    if not target.tuned or not floats or terms < SHARED or items >= wanted:
+    if not target.tuned or not floats:
         return 1
-    most = min(GROUP, device.max_work_group, terms // 8, max(1, wanted // max(items, 1)))
-    return power_of_two(max(1, most))
+    terms, most = 0, 1
+    for reduces, row in zip(nest.reduces, rows, strict=True):
+        count = math.prod(nest.extents[a] for a in reduces)
+        if row is not None:
+            most = max(most, min(2 * (count // row.taps) - 1, device.compute_units * FOR_ROWS // max(items, 1)))
+        elif reduces:
+            terms = max(terms, count)
+    wanted = device.compute_units * FOR_TERMS
+    if terms >= SHARED and items < wanted:
+        most = max(most, min(terms // 8, wanted // max(items, 1)))
+    return power_of_two(min(GROUP, device.max_work_group, most))
 
 
 @dataclass
@@ -116,6 +142,7 @@ class _Emit:
     share: int
     columns: int
     items: int
+    rows: Sequence[Row | None]
 
     def function(self) -> None:
         w, lane = self.writer, self.context.lane
@@ -131,13 +158,14 @@ class _Emit:
         values: dict[str, Value] = {}
         context = replace(self.context, local={n: reader(values, n) for n in self.kernel.local()})
         emitter = DeviceEmitter(w, context)
-        for stage, body, reduces in zip(self.kernel.stages, self.nest.bodies, self.nest.reduces, strict=True):
+        loops = zip(self.kernel.stages, self.nest.bodies, self.nest.reduces, self.rows, strict=True)
+        for stage, body, reduces, row in loops:
             if not stage.reduce:
                 values[stage.name] = emitter.value(body)
             elif stage.combine.startswith("arg"):
                 values[stage.name] = self._arg_reduction(stage.combine, body, reduces, context)
             else:
-                values[stage.name] = self._reduction(stage.combine, body, stage.dtype, reduces, context)
+                values[stage.name] = self._reduction(stage.combine, body, stage.dtype, reduces, row, context)
         if self.share > 1:
             w.line(f"if (part != 0 || (int)get_group_id(0) * {self.columns} + self >= {self.items}) return;")
         destinations = tuple(
@@ -147,7 +175,7 @@ class _Emit:
         store(w, context, destinations, values[self.kernel.output.name], emitter, self.kernel.output.dtype)
 
     def _reduction(
-        self, combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], context: DeviceContext
+        self, combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], row: Row | None, context: DeviceContext
     ) -> Value:
         w, vector = self.writer, context.lane is not None
         start = initial(combine, dtype)
@@ -156,11 +184,11 @@ class _Emit:
         first = f"({kind})({start})" if vector else start
         w.line(f"{kind} {total} = {first};")
         if self.share > 1:
-            return self._shared(combine, body, dtype, reduces, context, total)
+            return self._shared(combine, body, dtype, reduces, row, context, total)
         outer = total
         blocked = combine == "sum" and math.prod(self.nest.extents[a] for a in reduces) > LONG_SUM
         with ExitStack() as loops:
-            for axis in reduces:
+            for axis in reduces if row is None else reduces[:-1]:
                 if axis == reduces[-1] and self.nest.extents[axis] <= UNROLLED:
                     w.line("#pragma unroll")
                 loops.enter_context(w.loop(f"i{axis}", self.nest.extents[axis], reduces=True))
@@ -168,7 +196,10 @@ class _Emit:
                     total = w.fresh("part")
                     w.line(f"{kind} {total} = {first};")
                     loops.callback(w.line, f"{outer} += {total};")
-            self._accumulate(combine, body, dtype, context, total, loops)
+            if row is not None:
+                window.add(w, row, context, total)
+            else:
+                self._accumulate(combine, body, dtype, context, total, loops)
         return Value(outer, vector)
 
     def _accumulate(
@@ -184,10 +215,12 @@ class _Emit:
         self.writer.line(f"{total} = {combined(combine, total, value, context.lane is not None, dtype)};")
 
     def _shared(
-        self, combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], context: DeviceContext, total: str
-    ) -> Value:
-        """Every work-item of a column takes each `share`-th term; a tree in local memory combines the parts."""
+        self, combine: str, body: Expr, dtype: DType, reduces: tuple[int, ...], row: Row | None,
+        context: DeviceContext, total: str,
+    ) -> Value:  # fmt: skip
+        """Every work-item of a column takes each `share`-th term or row; a tree in local memory combines the parts."""
         w, vector = self.writer, context.lane is not None
+        reduces = reduces if row is None else reduces[:-1]
         terms = math.prod(self.nest.extents[a] for a in reduces)
         with w.block(f"for (int term = part; term < {terms}; term += {self.share})"), ExitStack() as loops:
             below = terms
@@ -197,7 +230,10 @@ class _Emit:
                 if axis != reduces[0]:
                     text = f"{text} % {self.nest.extents[axis]}"
                 w.line(f"const int i{axis} = {text};")
-            self._accumulate(combine, body, dtype, context, total, loops)
+            if row is not None:
+                window.add(w, row, context, total)
+            else:
+                self._accumulate(combine, body, dtype, context, total, loops)
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         w.line(f"parts[part * {self.columns} + self] = {total};")
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")

@@ -35,13 +35,14 @@ from smartmem.schedule.gpu.pattern import (
     unravel,
 )
 from smartmem.schedule.gpu.tile import Staged, Tile
+from smartmem.schedule.gpu.window import Row
 
 LOAD = K + 1  # the number of a staged load, as one more loop axis
 
 
 def of_nest(
-    nest: Nest, lane: Lane | None, share: int, columns: int, groups: int, storages: Storages, local: Collection[str],
-    written: Sequence[str], vector: bool,
+    nest: Nest, rows: Sequence[Row | None], lane: Lane | None, share: int, columns: int, groups: int,
+    storages: Storages, local: Collection[str], written: Sequence[str], vector: bool,
 ) -> list[Sweep]:  # fmt: skip
     """A nest: one output (or four along the lane) per work-item, or per `share` items of a group."""
     member = position(ITEM, columns * share)
@@ -59,15 +60,20 @@ def of_nest(
     space = axes(position(NUMBER, items) if number else item)
     sweeps: list[Sweep] = []
     before: set[Access] = set()
-    for body, reduces in zip(nest.bodies, nest.reduces, strict=True):
-        loads = loads_of([body], storages, local, lane)
+    for body, reduces, row in zip(nest.bodies, nest.reduces, rows, strict=True):
+        loads = loads_of([body] if row is None else [row.guarded, row.plain], storages, local, lane)
         if not reduces:
             loads = [x for x in loads if x not in before]
             before |= set(loads)
-        inner = [nest.extents[axis] for axis in reduces]
-        turns = -(-math.prod(inner) // share)
-        term = position(STEP, turns) * share + digit(member, columns)
-        loops = {**space, **dict(zip(reduces, unravel(term, inner), strict=True))}
+        taps = 1 if row is None else row.taps  # which each of those who share takes one after the other
+        outer = reduces if row is None else reduces[:-1]
+        inner = [nest.extents[axis] for axis in outer]
+        turns = taps * -(-math.prod(inner) // share)
+        step = position(STEP, turns)
+        term = digit(step, taps) * share + digit(member, columns)
+        loops = {**space, **dict(zip(outer, unravel(term, inner), strict=True))}
+        if row is not None:
+            loops[row.tap] = digit(step, 1, taps)
         extents = {axis: nest.extents[axis] for axis in loops}
         sweep = Sweep(loops, extents, tuple(loads), columns * share, turns, phase=len(sweeps), number=number)
         sweeps.append(sweep)
