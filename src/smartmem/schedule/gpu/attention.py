@@ -61,6 +61,7 @@ from smartmem.schedule.pipeline import batch_axes, batch_first
 from smartmem.schedule.roles import is_contraction
 
 ITEMS = 128  # work-items of a group
+ROWS = 8  # queries from which on matrix units pay: four take twice as long on them (BiFormer)
 DEPTH = 16
 MOST_BLOCKS = 8  # blocks of 8 columns whose accumulators one warp keeps
 MOST_ROWS = 4  # values per row that local memory has room for beside the rest
@@ -227,7 +228,7 @@ class _Attention:
         self.first = self._flat(parts.scores[0]) if parts.scores else None
         inner = (self.first or self.second).extents[K]
         columns = self.second.extents[N]
-        units = target.tuned and matrix_tile.accepts(self.height, columns, inner, target.device)
+        units = target.tuned and matrix_tile.accepts(self.height, columns, inner, target.device, ROWS)
         form = matrix_tile.form_of(target.half, self._stored()) if units else None
         self.plan = plan_of(self.batches, self.height, self.width, inner, columns, form, target.device)
         self.block, self.items = self.plan.block, self.plan.items

@@ -221,9 +221,9 @@ def form_of(half: bool, stored: Iterable[np.dtype[Any]]) -> Form:
     return HALF if half and all(dtype == np.float16 for dtype in stored) else FLOAT
 
 
-def accepts(m: int, n: int, k: int, device: Device) -> bool:
-    """Whether matrix units pay: enough of everything, and the device has them."""
-    return device.matrix_units and m >= LEAST_ROWS and k >= 16 and (n >= 8 or (n > 1 and m >= MANY_ROWS))
+def accepts(m: int, n: int, k: int, device: Device, least: int = LEAST_ROWS) -> bool:
+    """Whether matrix units pay: enough of everything (`least` rows), and the device has them."""
+    return device.matrix_units and m >= least and k >= 16 and (n >= 8 or (n > 1 and m >= MANY_ROWS))
 
 
 def choose_tile(

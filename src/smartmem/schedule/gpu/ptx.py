@@ -1,7 +1,7 @@
-"""NVIDIA's instructions for products on matrix units, as OpenCL C functions with inline PTX.
+"""NVIDIA's instructions for products on matrix units, and within a warp, as OpenCL C functions with inline PTX.
 
-In: nothing. Out: `SUPPORT`, which goes in front of kernels that call them, and `warpgroup_products`. `PTX` has what
-other devices do not have.
+In: nothing. Out: `SUPPORT`, which goes in front of kernels with products, `warpgroup_products`, and `ACROSS`. `PTX` has
+what other devices do not have.
 
 The OpenCL compiler knows ``mma``, but not ``wgmma``, which is for one architecture alone (``sm_90a``). CUDA's driver
 does. So instructions for it are comments until `runtime.cuda.ptx` takes the marks off; a kernel that is run
@@ -82,6 +82,14 @@ inline void sm_split(uint *x, uint *lower) {
     const float value = as_float(*x);
     *x = (*x + 0x1000u) & 0xffffe000u;
     *lower = as_uint(fmin(value - as_float(*x), 0x1p117f)); /* the rest of an infinity is no NaN */
+}
+"""
+ACROSS = """
+/* What the work-item of a warp whose number differs in the bits of `mask` has. */
+inline float sm_across(float x, int mask) {
+    float other;
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(other) : "f"(x), "r"(mask));
+    return other;
 }
 """
 SUPPORT = PTX + SPLIT  # functions that kernels with such products call

@@ -1,7 +1,8 @@
 """Row reductions on a device: LayerNorm, softmax, statistics.
 
-Each row belongs to a few work-items of one group; a tree in local memory combines what they found. Stages with columns
-are computed again wherever they are read, so a row is read as often as there are reductions, from the cache.
+Each row belongs to a few work-items of one group. A tree in local memory combines what they found, or, where they are
+part of warps, exchanges between registers. Stages with columns are computed again wherever they are read, so a row is
+read as often as there are reductions, from the cache; after exchanges a compiler sees that these are the same loads.
 
 In: a row pipeline without contractions. Out: OpenCL C. Work-items that are neighbours take neighbouring columns, or
 neighbouring rows where those lie together in memory.
@@ -9,7 +10,8 @@ neighbouring rows where those lie together in memory.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -38,11 +40,15 @@ from smartmem.schedule.gpu.code import (
     power_of_two,
 )
 from smartmem.schedule.gpu.loops import ease
+from smartmem.schedule.gpu.matrix_tile import WARP
 from smartmem.schedule.gpu.nest import reader, store, tree, w_name
+from smartmem.schedule.gpu.ptx import ACROSS
 from smartmem.schedule.gpu.sweeps import RowTeams, of_rows
 from smartmem.schedule.nest import combined, initial
 
 GROUP = 128
+UNROLLED = 4  # parts of a row that a work-item of a warp holds in registers
+WIDEST = 256  # work-items of several warps that a row may have
 
 
 def row_stages(kernel: Kernel, rows: int) -> list[Stage]:
@@ -66,19 +72,29 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
     coords = tuple(substitute(c, last.space, kernel.output.shape) for c in kernel.store_coords())
     destinations = destinations_of(kernel, coords, memories, storages)
     vector = _vector(flats, bodies, destinations)
-    group = power_of_two(min(GROUP if width < 2048 else 256, target.device.max_work_group))
-    across = min(group, power_of_two(max(1, width // (LANES if vector else 1))))
-    if across * 2 <= min(group, width // (LANES if vector else 1)):
-        across *= 2
-    down = group // across
-    w.line(f"__local float parts[{group}];")
-    by_rows = not _columns_adjacent(bodies, flats) and down > 1
+    adjacent = _columns_adjacent(bodies, flats)
+    each = width // (LANES if vector else 1)
+    in_warps = adjacent and target.tuned and target.device.ptx and each <= UNROLLED * WIDEST
+    if in_warps:
+        across = min(WARP, 1 << (max(each, 1) - 1).bit_length())
+        while each > UNROLLED * across:
+            across *= 2
+        down = max(WARP // across, power_of_two(min(GROUP // across, height // target.device.compute_units)))
+        group = across * down
+    else:
+        group = power_of_two(min(GROUP if width < 2048 else 256, target.device.max_work_group))
+        across = min(group, power_of_two(max(1, each)))
+        if across * 2 <= min(group, each):
+            across *= 2
+        down = group // across
+        w.line(f"__local float parts[{group}];")
+    by_rows = not adjacent and down > 1
     first, second = (down, "r") if by_rows else (across, "l")
     other = "l" if by_rows else "r"
     w.line(f"const int {second} = get_local_id(0) % {first}, {other} = get_local_id(0) / {first};")
     w.line(f"const int row = (int)get_group_id(0) * {down} + r, m = min(row, {height - 1}), b = 0;")
     values: dict[str, Value] = {}
-    emit = _Rows(w, across, down, vector, height)
+    emit = _Rows(w, across, down, vector, height, in_warps)
     for flat, body in zip(flats, bodies, strict=True):
         axes = Axes({B: "b", M: "m", N: "n"}, (1, height, flat.columns))
         context = replace(
@@ -103,7 +119,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget) -> Device
     sweeps = of_rows(teams, height, told, storages, local, [(to.tensor, to.place) for to in destinations])
     return DeviceCode(
         w.text(), arguments.parameters, arguments.slots, (groups * group,), (group,), family="row reduction",
-        sweeps=sweeps, checks=arguments.checks,
+        sweeps=sweeps, checks=arguments.checks, support=(ACROSS,) if in_warps else (),
     )  # fmt: skip
 
 
@@ -141,15 +157,25 @@ def _columns_adjacent(bodies: list[Expr], flats: list[Flat]) -> bool:
 
 
 class _Rows:
-    """Code of row reductions: `across` work-items per row, `down` rows per group."""
+    """Code of row reductions: `across` work-items per row, `down` rows per group; see the module of `in_warps`."""
 
-    def __init__(self, writer: Writer, across: int, down: int, vector: bool, height: int) -> None:
+    def __init__(self, writer: Writer, across: int, down: int, vector: bool, height: int, in_warps: bool) -> None:
         self.writer, self.across, self.down, self.vector, self.height = writer, across, down, vector, height
+        self.in_warps = in_warps
 
-    def loop(self, columns: int) -> AbstractContextManager[None]:
-        step = LANES if self.vector and columns > 1 else 1
-        start = f"l * {step}" if step > 1 else "l"
-        return self.writer.loop("n", columns, start, self.across * step)
+    @contextmanager
+    def loop(self, columns: int) -> Iterator[None]:
+        w, step = self.writer, LANES if self.vector and columns > 1 else 1
+        start, stride = f"l * {step}" if step > 1 else "l", self.across * step
+        if not self.in_warps:
+            with w.loop("n", columns, start, stride):
+                yield
+            return
+        w.line("#pragma unroll")  # as often for all, so that loads are known to be the same ones again
+        with w.loop("u", -(-columns // stride)):
+            w.line(f"const int n = {start} + u * {stride};")
+            with w.block(f"if (n < {columns})") if columns % stride else nullcontext():
+                yield
 
     def reduction(self, flat: Flat, body: Expr, context: DeviceContext) -> Value:
         w, stage = self.writer, flat.stage
@@ -166,12 +192,34 @@ class _Rows:
             total = w_name(w, f"sm_{stage.combine}4({total})", False)
         if self.across == 1:
             return Value(total)
+        if self.in_warps:
+            return Value(self._across_warps(total, stage))
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         w.line(f"parts[r * {self.across} + l] = {total};")
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         here = f"parts[r * {self.across} + l"
         tree(w, self.across, "l", f"{here}]", f"{here} + half_]", stage.combine, stage.dtype)
         return Value(w_name(w, f"parts[r * {self.across}]", False))
+
+    def _across_warps(self, total: str, stage: Stage) -> str:
+        """All parts of a row combined: by exchanges within warps, then in local memory, which no other stage uses."""
+        w = self.writer
+        for mask in (16, 8, 4, 2, 1):
+            if mask < self.across:
+                other = w_name(w, f"sm_across({total}, {mask})", False)
+                total = w_name(w, combined(stage.combine, total, other, False, stage.dtype), False)
+        warps = self.across // WARP
+        if warps <= 1:
+            return total
+        parts = w.fresh("parts")
+        w.line(f"__local float {parts}[{self.down * warps}];")
+        w.line(f"if (l % {WARP} == 0) {parts}[r * {warps} + l / {WARP}] = {total};")
+        w.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        total = w_name(w, f"{parts}[r * {warps}]", False)
+        for warp in range(1, warps):
+            other = w_name(w, f"{parts}[r * {warps} + {warp}]", False)
+            total = w_name(w, combined(stage.combine, total, other, False, stage.dtype), False)
+        return total
 
 
 def _output(
