@@ -171,6 +171,7 @@ def profile(
     as_json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write every kernel as JSON.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random inputs.")] = 0,
     again: Annotated[bool, typer.Option("--again", help="Measure the peak rates once more.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="OpenCL: runs of each kernel in a row, each after the last.")] = 1,
     device: DeviceName = "cpu",
     memory: MemoryKind = "auto",
     precision: Precision = "fp32",
@@ -178,7 +179,8 @@ def profile(
 ) -> None:
     """Show each kernel's time beside the least that this machine would need for it, largest loss first.
 
-    With --device: each kernel's time by the device's clock.
+    With --device: each kernel's time by the device's clock. What starting a kernel takes is not in it, unless
+    --repeat has each run many times, as kernels of a network do that wait for each other.
     """
     from smartmem import api
     from smartmem import inputs as data
@@ -192,15 +194,17 @@ def profile(
     from smartmem.runtime.cache import open_cache
     from smartmem.runtime.cc import find_compiler
     from smartmem.runtime.model import Model
+    from smartmem.runtime.opencl.model import DeviceModel
 
     compiled = _open(model, shape, level, threads, march, device, api.device_options(memory, precision, layout))
     specs = compiled.program.inputs
     feeds = {**data.random_inputs(specs, seed), **data.read_inputs(given or [], specs)}
-    if not isinstance(compiled, Model):
+    if isinstance(compiled, DeviceModel):
         if as_json is not None or trace is not None:
             raise InputError("--json and --trace are for the CPU so far")
-        console().print(kernel_times(compiled, feeds, runs, top))
+        console().print(kernel_times(compiled, feeds, runs, top, repeat))
         return
+    assert isinstance(compiled, Model)
     check_kernels(compiled, str(model))
     found = measure(compiled, feeds, machine(compiled.threads, open_cache(), find_compiler(), again), runs)
     if as_json != "-":

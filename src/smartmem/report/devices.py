@@ -11,7 +11,7 @@ from rich.console import Group
 
 from smartmem.device import Device
 from smartmem.report.tables import size, table
-from smartmem.runtime.compiled import CompiledModel
+from smartmem.runtime.opencl.model import DeviceModel
 
 
 def as_table(devices: Sequence[Device]) -> Group:
@@ -27,8 +27,13 @@ def as_objects(devices: Sequence[Device]) -> list[dict[str, Any]]:
     return [asdict(device) for device in devices]
 
 
-def kernel_times(model: CompiledModel, inputs: dict[str, Any], runs: int, top: int) -> Group:
-    """The median time of each kernel by the device's clock, longest first; host steps by the host's."""
+def kernel_times(model: DeviceModel, inputs: dict[str, Any], runs: int, top: int, repeats: int) -> Group:
+    """The median time of each kernel by the device's clock, longest first; host steps by the host's.
+
+    Args:
+        repeats: runs of each kernel in a row; see `Executor.timed`.
+    """
+    model.repeats = repeats
     timed = [model.run_timed(inputs)[1] for _ in range(runs)]
     steps = [(statistics.median(run[at].seconds for run in timed) * 1e3, step) for at, step in enumerate(timed[0])]
     total = sum(spent for spent, _ in steps)
@@ -37,6 +42,7 @@ def kernel_times(model: CompiledModel, inputs: dict[str, Any], runs: int, top: i
         for spent, step in sorted(steps, key=lambda pair: -pair[0])[:top]
     ]
     title = f"{model.where}: {len(steps)} kernels, {total:.3f} ms in all, medians of {runs} runs"
+    title += f", each kernel {repeats} times in a row" if repeats > 1 else ""
     return table(title, ("kernel", ">ms", ">%", "computes"), rows)
 
 

@@ -89,6 +89,10 @@ def test_times(make):
     assert all(step.seconds > 0 for step in times)
     assert len(model.bench(3)) == 3 and len(model.enqueue_seconds(2)) == 2
     assert model.kernel_seconds({"x": X}) > 0
+    model.repeats = 5
+    outputs, times = model.run_timed({"x": X})
+    np.testing.assert_allclose(outputs[1], -expected(X), rtol=1e-6)
+    assert len(times) == 4 and all(step.seconds > 0 for step in times)
 
 
 @pytest.mark.parametrize("native", [True, False])

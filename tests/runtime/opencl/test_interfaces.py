@@ -81,7 +81,7 @@ def test_run_explain_and_profile(device, smartmem_cli, model_file, asked):
     code, out, _ = smartmem_cli("explain", model_file, "--device", "opencl", "--precision", "fp16")
     assert code == 0 and "stay as copies" in out
     assert asked[1]["options"].precision == "fp16"
-    code, out, _ = smartmem_cli("profile", model_file, "--device", "opencl", "--runs", "3")
+    code, out, _ = smartmem_cli("profile", model_file, "--device", "opencl", "--runs", "3", "--repeat", "4")
     assert code == 0 and "2 kernels" in out and "ReduceSum 2" in out
 
 

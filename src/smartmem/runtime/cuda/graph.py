@@ -78,7 +78,7 @@ class GraphExecutor(Executor):
         self._undo: list[tuple[str, Any]] = []  # functions that free what was made, last first
         self._places: dict[int, int] = {}
         self._textures: dict[int, tuple[int, int]] = {}
-        self._graphs: dict[tuple[int, int, bool], Any] = {}
+        self._graphs: dict[tuple[int, int, int], Any] = {}
         self._events: list[Any] = []
         number = driver.made("cuDeviceGetByPCIBusId", bus.encode(), kind=ctypes.c_int)
         self._context = driver.made("cuDevicePrimaryCtxRetain", number)
@@ -93,7 +93,7 @@ class GraphExecutor(Executor):
                 self._allocate(touched)
             for segment in segments(program):  # what CUDA refuses of them, it refuses now
                 if segment.host is None:
-                    self._graph(segment.first, segment.count, False)
+                    self._graph(segment.first, segment.count)
         except BaseException:
             self.close()
             raise
@@ -111,16 +111,16 @@ class GraphExecutor(Executor):
 
     def enqueue(self, first: int, count: int) -> None:
         with self._reporting("running the model"):
-            self._driver.cuGraphLaunch(self._graph(first, count, False), self._stream)
+            self._driver.cuGraphLaunch(self._graph(first, count), self._stream)
 
-    def timed(self, first: int, count: int) -> list[float]:
+    def timed(self, first: int, count: int, repeats: int = 1) -> list[float]:
         with self._reporting("running the model"):
             while len(self._events) <= count:
                 self._events.append(self._make("cuEventCreate", "cuEventDestroy", 0))
-            self._driver.cuGraphLaunch(self._graph(first, count, True), self._stream)
+            self._driver.cuGraphLaunch(self._graph(first, count, repeats), self._stream)
             self._driver.cuStreamSynchronize(self._stream)
             return [
-                self._driver.made("cuEventElapsedTime", begin, end, kind=ctypes.c_float) * 1e-3
+                self._driver.made("cuEventElapsedTime", begin, end, kind=ctypes.c_float) * 1e-3 / repeats
                 for begin, end in zip(self._events[:count], self._events[1 : count + 1], strict=True)
             ]
 
@@ -206,20 +206,22 @@ class GraphExecutor(Executor):
         )  # fmt: skip
         self._driver.cuMemcpy2D(ctypes.byref(copy))
 
-    def _graph(self, first: int, count: int, timed: bool) -> Any:
-        """Steps [first, first + count) as a graph; timed: one after the other, with an event before and after each."""
-        key = (first, count, timed)
+    def _graph(self, first: int, count: int, repeats: int = 0) -> Any:
+        """Steps [first, first + count) as a graph; with `repeats` in a row, each so often, an event between each two."""
+        key = (first, count, repeats)
         if key not in self._graphs:
             graph = self._driver.made("cuGraphCreate", 0)
             try:
                 steps = self._steps[first : first + count]
                 nodes: list[Any] = []
-                last = [self._event_node(graph, [], 0)] if timed else []
+                last = [self._event_node(graph, [], 0)] if repeats else []
                 for number, (step, waits) in enumerate(zip(steps, dependencies(steps, self._program), strict=True)):
-                    after = last if timed else [nodes[k] for k in waits]
-                    nodes.append(self._kernel_node(graph, after, first + number, step))
-                    if timed:
-                        last = [self._event_node(graph, nodes[-1:], number + 1)]
+                    if not repeats:
+                        nodes.append(self._kernel_node(graph, [nodes[k] for k in waits], first + number, step))
+                        continue
+                    for _ in range(repeats):
+                        last = [self._kernel_node(graph, last, first + number, step)]
+                    last = [self._event_node(graph, last, number + 1)]
                 self._graphs[key] = self._make("cuGraphInstantiateWithFlags", "cuGraphExecDestroy", graph, 0)
             finally:
                 self._driver.cuGraphDestroy(graph)

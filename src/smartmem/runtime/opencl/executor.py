@@ -46,8 +46,13 @@ class Executor(abc.ABC):
         """Have steps [first, first + count) run; does not wait for them."""
 
     @abc.abstractmethod
-    def timed(self, first: int, count: int) -> list[float]:
-        """The same, waiting; seconds of each step by the device's clock."""
+    def timed(self, first: int, count: int, repeats: int = 1) -> list[float]:
+        """The same, waiting; seconds of each step by the device's clock.
+
+        Args:
+            repeats: runs of each step before the next one, each of which waits for the one before. Then the time is
+                their mean from start to end, with what starting a kernel takes.
+        """
 
     @abc.abstractmethod
     def finish(self) -> None:

@@ -37,6 +37,7 @@ class DeviceModel(CompiledModel):
     Attributes:
         device: what runs it.
         compiled: how many sources the driver had to compile (0: all binaries came from the cache).
+        repeats: runs of each kernel in a row by `run_timed`; see `Executor.timed`.
     """
 
     program: DeviceProgram
@@ -58,7 +59,7 @@ class DeviceModel(CompiledModel):
             RuntimeFailure: no such device, or not enough memory on it.
         """
         super().__init__(program)
-        self.device = device
+        self.device, self.repeats = device, 1
         cache = cache or open_cache()
         self._process = os.getpid()
         handle = opencl_device(device)
@@ -167,7 +168,7 @@ class DeviceModel(CompiledModel):
                 self._timed(segment, times)
 
     def _timed(self, segment: Segment, times: list[StepTime]) -> None:
-        seconds = self._executor.timed(segment.first, segment.count)
+        seconds = self._executor.timed(segment.first, segment.count, self.repeats)
         steps = self._launches[segment.first : segment.first + segment.count]
         for step, each in zip(steps, seconds, strict=True):
             times.append(StepTime(step.label, step.kernel, each, False))

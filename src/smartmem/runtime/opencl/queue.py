@@ -54,14 +54,17 @@ class QueueExecutor(Executor):
     def enqueue(self, first: int, count: int) -> None:
         self._plan.enqueue(self._queue, first, count)
 
-    def timed(self, first: int, count: int) -> list[float]:
+    def timed(self, first: int, count: int, repeats: int = 1) -> list[float]:
         self.finish()
         # Timestamps cost time on some drivers: a queue with them only where they are asked for.
         queue = _queue(self._builder.context, True)
-        events = self._plan.enqueue_timed(queue, first, count)
+        runs = [
+            [self._plan.enqueue_timed(queue, step, 1)[0] for _ in range(repeats)]
+            for step in range(first, first + count)
+        ]
         with reporting(self._device, "running the model", self._memories.needed):
             queue.finish()
-        return [(event.profile.end - event.profile.start) * 1e-9 for event in events]
+        return [(events[-1].profile.end - events[0].profile.start) * 1e-9 / repeats for events in runs]
 
     def finish(self) -> None:
         with reporting(self._device, "running the model", self._memories.needed):
