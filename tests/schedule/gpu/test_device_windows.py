@@ -93,8 +93,16 @@ def test_rows_of_taps() -> None:
     w = load("w", (axis_digit(1, 3),), FLOAT)
     guards = (Guard(axis_digit(0, 8) + axis_digit(1, 3) + -1, 8),)
     body = choose(guards, alu("mul", x, w), const(0, FLOAT))
-    row = window.find(body, 1, 3, ["w"])
+    row = window.find(body, 1, 3, {"w": 3})
     assert row is not None and row.plain == w and row.guarded == choose(guards, x, const(0, FLOAT))
-    assert window.find(body, 1, 3, []) is None
-    assert window.find(body, 1, window.TAPS + 1, ["w"]) is None
-    assert window.find(alu("mul", x, w), 1, 3, ["w"]) is None
+    assert window.find(body, 1, 3, {}) is None
+    assert window.find(body, 1, window.TAPS + 1, {"w": 3}) is None
+    assert window.find(alu("mul", x, w), 1, 3, {"w": 3}) is None
+
+
+def test_what_lies_inside_only_where_guards_hold_stays_behind_them() -> None:
+    """A constant image and computed weights: beyond its borders there is nothing to read."""
+    image = load("image", (axis_digit(0, 8) + axis_digit(1, 3) + -1,), FLOAT)
+    guards = (Guard(axis_digit(0, 8) + axis_digit(1, 3) + -1, 8),)
+    body = choose(guards, alu("mul", image, load("w", (axis_digit(1, 3),), FLOAT)), const(0, FLOAT))
+    assert window.find(body, 1, 3, {"image": 8}) is None

@@ -207,7 +207,7 @@ class GraphExecutor(Executor):
         self._driver.cuMemcpy2D(ctypes.byref(copy))
 
     def _graph(self, first: int, count: int, repeats: int = 0) -> Any:
-        """Steps [first, first + count) as a graph; with `repeats` in a row, each so often, an event between each two."""
+        """Steps [first, first + count) as a graph; with `repeats` in a row, each so often, with events between."""
         key = (first, count, repeats)
         if key not in self._graphs:
             graph = self._driver.made("cuGraphCreate", 0)

@@ -81,7 +81,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
         place = DeviceStorage(name, flat.shape, flat.dtype, flat.address, flat.elements, stored.dtype)
         storages = {**storages, name: place}
     known = {**{name: constants[name] for name in read if name in constants}, **weights}
-    finite = [name for name, data in known.items() if on_gpu and np.isfinite(data).all()]
+    finite = {name: data.size for name, data in known.items() if on_gpu and np.isfinite(data).all()}
     items = math.prod(nest.extents[: nest.space]) // (LANES if lane else 1)
     rows = _rows(kernel, nest, finite) if on_gpu else [None] * len(nest.bodies)
     share = _share(kernel, nest, rows, items, target)
@@ -103,7 +103,7 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     )  # fmt: skip
 
 
-def _rows(kernel: Kernel, nest: Nest, finite: Sequence[str]) -> list[Row | None]:
+def _rows(kernel: Kernel, nest: Nest, finite: Mapping[str, int]) -> list[Row | None]:
     """Of each stage, the row of taps that is its innermost reduction."""
     return [
         window.find(body, reduces[-1], nest.extents[reduces[-1]], finite)

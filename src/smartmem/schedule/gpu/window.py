@@ -10,14 +10,13 @@ reduce loops. Out: a `Row`, and the code that adds it up.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
 from smartmem.codegen.writer import Writer
 from smartmem.index.map import Guard
-from smartmem.kernel.expr import Alu, Choose, Expr, choose, const, is_zero
-from smartmem.kernel.stage import tensors_read
+from smartmem.kernel.expr import Alu, Choose, Expr, Load, choose, const, is_zero, walk
 
 TAPS = 16  # of a row, at most
 
@@ -32,11 +31,12 @@ class Row:
     plain: Expr
 
 
-def find(body: Expr, tap: int, taps: int, finite: Collection[str]) -> Row | None:
+def find(body: Expr, tap: int, taps: int, finite: Mapping[str, int]) -> Row | None:
     """The row that a sum over `tap` is, if its body is zero where guards fail, else a product.
 
     Args:
-        finite: constants without infinities and NaNs: where guards fail they are multiplied by zero instead.
+        finite: constants without infinities and NaNs, and their sizes: where guards fail they are read all the same,
+            and multiplied by zero.
     """
     guards: tuple[Guard, ...] = ()
     if isinstance(body, Choose) and is_zero(body.otherwise):
@@ -44,9 +44,14 @@ def find(body: Expr, tap: int, taps: int, finite: Collection[str]) -> Row | None
     if not guards or taps > TAPS or not isinstance(body, Alu) or body.op != "mul":
         return None
     for plain, other in (body.args[::-1], body.args):
-        if all(name in finite for name in tensors_read(plain)):
+        if all(isinstance(node, Load) and _always(node, finite) for node in walk(plain)):
             return Row(tap, taps, choose(guards, other, const(0, other.dtype)), plain)
     return None
+
+
+def _always(node: Load, finite: Mapping[str, int]) -> bool:
+    """Whether a load is of such a constant, and of a place inside of it whatever guards say."""
+    return node.tensor in finite and len(node.index) == 1 and node.index[0].within(0, finite[node.tensor])
 
 
 def add(w: Writer, row: Row, context: DeviceContext, total: str) -> None:
