@@ -15,8 +15,9 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from tests.runtime import test_simd_math as simd
 from tests.schedule.test_online import attention, masked, random, reference
-from tests.schedule.test_windows import depthwise, model, weight, windows_and_convolution
+from tests.schedule.test_windows import depthwise, weight, windows_and_convolution
 from tests.support.emulated import MARCH, build, emulator, run, run_program
+from tests.support.onnx_models import model
 
 from smartmem.compiler import build_program
 
@@ -40,9 +41,8 @@ def product() -> onnx.ModelProto:
         node("MatMul", "r v", "s"),
         node("Add", "s x", "y"),
     ]
-    made = model(nodes, (2, 37, 70), [weight("g", 70), weight("b", 70), weight("w", 70, 150), weight("c", 150)])
-    made.graph.initializer.append(weight("v", 150, 70))
-    made.opset_import[0].version = 20
+    weights = {"g": weight(70), "b": weight(70), "w": weight(70, 150), "c": weight(150), "v": weight(150, 70)}
+    made = model(nodes, {"x": (2, 37, 70)}, constants=weights, opset=20)
     made.ir_version = 9
     return made
 
@@ -60,9 +60,8 @@ def convolutions() -> onnx.ModelProto:
         node("Mul", "f h", "i"),
         node("GlobalAveragePool", "i", "y"),
     ]
-    return model(
-        nodes, (1, 5, 49, 50), [weight("w0", 64, 5, 3, 3), weight("w1", 64, 64, 3, 3), weight("w2", 64, 8, 3, 3)]
-    )
+    weights = {"w0": weight(64, 5, 3, 3), "w1": weight(64, 64, 3, 3), "w2": weight(64, 8, 3, 3)}
+    return model(nodes, {"x": (1, 5, 49, 50)}, constants=weights)
 
 
 def pointwise() -> onnx.ModelProto:
@@ -81,7 +80,7 @@ def pointwise() -> onnx.ModelProto:
         node("Log", "i", "k"),
         node("Add", "j k", "y"),
     ]
-    return model(nodes, (1, 12, 9, 11), [])
+    return model(nodes, {"x": (1, 12, 9, 11)})
 
 
 MODELS = {

@@ -164,27 +164,47 @@ void contraction_f3d8f137b8(__write_only image2d_t image0, __global const float 
 }
 
 /* t7 */
-__kernel __attribute__((reqd_work_group_size(72, 1, 1)))
-void window_5823962b7d(__write_only image2d_t image0, __read_only image2d_t image1, __global const float *p2, __global const float *p3) {
-    const int item = get_global_id(0);
-    if (item >= 72) return;
+__kernel __attribute__((reqd_work_group_size(128, 1, 1)))
+void reduction_af73a920cf(__write_only image2d_t image0, __read_only image2d_t image1, __global const float *p2, __global const float *p3) {
+    __local float4 parts[128];
+    const int self = get_local_id(0) % 32, part = get_local_id(0) / 32;
+    const int item = min((int)get_group_id(0) * 32 + self, 71);
     const int i0 = (item / 12);
     const int i1 = (item / 2) % 6;
     const int i2 = item % 2;
     const int i3 = item % 1 * 4;
     float4 total1 = (float4)(0);
-    for (int i4 = 0; i4 < 3; ++i4) /* reduces */ {
+    for (int term = part; term < 3; term += 4) {
+        const int i4 = term;
+        float4 row2[3];
         #pragma unroll
         for (int i5 = 0; i5 < 3; ++i5) /* reduces */ {
+            f32v t3;
             if ((uint)(i0 + i4 - 1) < 6u && (uint)(i1 + i5 - 1) < 6u) {
-                const f32v t2 = read_imagef(image1, sm_texel, (int2)(2*i1 + 2*i5 + i2 - 2, i0 + i4 - 1));
-                const f32v t3 = *(const __global float4 *)(p3 + 24*i4 + 8*i5 + 4*i2 + i3);
-                const f32v t4 = t2 * t3;
-                total1 = total1 + t4;
+                const f32v t4 = read_imagef(image1, sm_texel, (int2)(2*i1 + 2*i5 + i2 - 2, i0 + i4 - 1));
+                t3 = t4;
             }
+            else {
+                t3 = sm_splat(0.0f);
+            }
+            row2[i5] = t3;
+        }
+        #pragma unroll
+        for (int i5 = 0; i5 < 3; ++i5) /* reduces */ {
+            const f32v t5 = *(const __global float4 *)(p3 + 24*i4 + 8*i5 + 4*i2 + i3);
+            total1 += row2[i5] * t5;
         }
     }
-    const f32v t5 = *(const __global float4 *)(p2 + 4*i2 + i3);
-    const f32v t6 = total1 + t5;
-    write_imagef(image0, (int2)(2*i1 + i2, i0), sm_round_half(t6));
+    barrier(CLK_LOCAL_MEM_FENCE);
+    parts[part * 32 + self] = total1;
+    barrier(CLK_LOCAL_MEM_FENCE);
+    for (int half_ = 2; half_ > 0; half_ /= 2) {
+        if (part < half_) parts[part * 32 + self] = parts[part * 32 + self] + parts[(part + half_) * 32 + self];
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    const float4 t6 = parts[self];
+    const f32v t7 = *(const __global float4 *)(p2 + 4*i2 + i3);
+    const f32v t8 = t6 + t7;
+    if (part != 0 || (int)get_group_id(0) * 32 + self >= 72) return;
+    write_imagef(image0, (int2)(2*i1 + i2, i0), sm_round_half(t8));
 }
