@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
+from tests.support.exchange import with_local
 from tests.support.random_graphs import Array, Builder
 
 from smartmem.compiler import build_device_program
-from smartmem.device import Device, DeviceOptions
+from smartmem.device import Device, DeviceOptions, Precision
 from smartmem.runtime.cache import Cache
 from smartmem.runtime.opencl.model import DeviceModel
 from smartmem.runtime.opencl.program import DeviceProgram
@@ -31,12 +32,11 @@ inline float sm_exchanged(float x, int mask, __local float *all) {
 
 def emulated(program: DeviceProgram) -> DeviceProgram:
     for name, text in program.sources.items():
-        prelude, *kernels = text.replace(ptx.ACROSS, EMULATION).split("__kernel ")
-        for number, kernel in enumerate(kernels):
-            items = int(kernel.partition("work_group_size(")[2].partition(",")[0])
-            head, brace, body = kernel.partition(") {\n")
-            kernels[number] = f"{head}{brace}    __local float exchange[{items}];\n{body}"
-        program.sources[name] = "__kernel ".join([prelude, *kernels])
+        program.sources[name] = with_local(
+            text.replace(ptx.ACROSS, EMULATION),
+            lambda kernel: "sm_across" in kernel,
+            lambda items: f"float exchange[{items}]",
+        )
     program.options = program.options.replace(" -DSM_PTX", "")
     return program
 
@@ -54,13 +54,13 @@ def reductions(g: Builder, rows: int, columns: int) -> list[str]:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("rows, columns", [(5, 3), (7, 24), (300, 40), (197, 384), (50, 1000), (3, 1021), (9, 4096)])
-def test_results(device: Device, tmp_path, rows: int, columns: int, precision: str) -> None:
+def test_results(device: Device, tmp_path, rows: int, columns: int, precision: Precision) -> None:
     g = Builder(5)
     model: onnx.ModelProto = g.model(reductions(g, rows, columns))
     feeds: dict[str, Array] = g.feeds()
     expected = ReferenceEvaluator(model).run(None, feeds)
     nvidia = replace(device, ptx=True, kind="gpu", sub_group=32, compute_units=132)
-    options = DeviceOptions("buffer", precision, check=True)  # type: ignore[arg-type]
+    options = DeviceOptions("buffer", precision, check=True)
     program = emulated(build_device_program(model, level="full", device=nvidia, options=options))
     used = [text.partition("__kernel")[2].count("sm_across(") for text in program.sources.values()]
     assert sum(used) >= 3, "these rows belong to no warps"

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
+from tests.support.exchange import with_local
 from tests.support.random_graphs import Array, Builder
 
 from smartmem.compiler import build_device_program
@@ -127,16 +128,12 @@ def emulated(program: DeviceProgram) -> DeviceProgram:
             for floats in (False, True):
                 text = text.replace(ptx.warpgroup_products(columns, floats), emulated_products(columns))
         text = text.replace(ptx.PTX, EMULATION).replace("#pragma unroll\n", "")  # exchanges are long when repeated
-        prelude, *kernels = text.split("__kernel ")
-        assert ptx.PTX not in prelude
-        for number, kernel in enumerate(kernels):
-            if "sm_multiply" in kernel or "sm_product_" in kernel:
-                items = int(kernel.partition("work_group_size(")[2].partition(",")[0])
-                head, brace, body = kernel.partition(") {\n")
-                kernels[number] = (
-                    f"{head}{brace}    __local uint exchange[{items * WORDS}] __attribute__((aligned(8)));\n{body}"
-                )
-        sources[name] = "__kernel ".join([prelude, *kernels])
+        assert ptx.PTX not in text.partition("__kernel ")[0]
+        sources[name] = with_local(
+            text,
+            lambda kernel: "sm_multiply" in kernel or "sm_product_" in kernel,
+            lambda items: f"uint exchange[{items * WORDS}] __attribute__((aligned(8)))",
+        )
     program.sources = sources
     return program
 

@@ -61,7 +61,7 @@ from smartmem.schedule.pipeline import batch_axes, batch_first
 from smartmem.schedule.roles import is_contraction
 
 ITEMS = 128  # work-items of a group
-ROWS = 8  # queries from which on matrix units pay: four take twice as long on them (BiFormer)
+ROWS = 8  # queries from which on matrix units pay: four take twice as long on them
 DEPTH = 16
 MOST_BLOCKS = 8  # blocks of 8 columns whose accumulators one warp keeps
 MOST_ROWS = 4  # values per row that local memory has room for beside the rest

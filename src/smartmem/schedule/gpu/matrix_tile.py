@@ -97,6 +97,9 @@ class Operands:
     gathered: bool = False
 
 
+WEIGHTED = Operands()  # rows that are copied as they lie, and weights
+
+
 @dataclass(frozen=True)
 class MatrixTile:
     """`rows` x `columns` per group in steps of `depth`, a ring of `stages`; `down` x `across` warps share it.
@@ -227,10 +230,9 @@ def accepts(m: int, n: int, k: int, device: Device, least: int = LEAST_ROWS) -> 
 
 
 def choose_tile(
-    batch: int, m: int, n: int, k: int, form: Form, device: Device, operands: Operands | None = None
+    batch: int, m: int, n: int, k: int, form: Form, device: Device, operands: Operands = WEIGHTED
 ) -> MatrixTile:
     """The tile of least predicted time."""
-    operands = operands or Operands()
     room = device.group_memory - STATISTICS
     cycles: dict[MatrixTile, float] = {}
     for tile in (*(TILES if form == HALF else FLOAT_TILES), *WARPGROUP_TILES):
@@ -242,7 +244,7 @@ def choose_tile(
 
 
 def predicted(
-    tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Device, operands: Operands | None = None
+    tile: MatrixTile, batch: int, m: int, n: int, k: int, device: Device, operands: Operands = WEIGHTED
 ) -> float:
     """Predicted cycles.
 
@@ -252,7 +254,6 @@ def predicted(
     read weights of their own, on an H200. The tile that the fit chooses takes 4% longer than the best one with halves,
     2% with floats, on average; of a product that takes 3 to 30 us, it is wrong by 15%.
     """
-    operands = operands or Operands()
     groups = batch * -(-m // tile.rows) * -(-n // tile.columns)
     rates = tile.form.group if tile.warpgroups else tile.form.warp
     if tile.warpgroups:

@@ -80,10 +80,8 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
         flat = dense(name, (data.size,), np.dtype(np.float32))
         place = DeviceStorage(name, flat.shape, flat.dtype, flat.address, flat.elements, stored.dtype)
         storages = {**storages, name: place}
-    known = {**{name: constants[name] for name in read if name in constants}, **weights}
-    finite = {name: data.size for name, data in known.items() if on_gpu and np.isfinite(data).all()}
     items = math.prod(nest.extents[: nest.space]) // (LANES if lane else 1)
-    rows = _rows(kernel, nest, finite) if on_gpu else [None] * len(nest.bodies)
+    rows = _rows(kernel, nest, {**constants, **weights} if on_gpu else {})
     share = _share(kernel, nest, rows, items, target)
     group = power_of_two(min(GROUP, target.device.max_work_group))
     columns = group // share if share > 1 else min(group, max(1, items))
@@ -103,10 +101,10 @@ def schedule(kernel: Kernel, storages: Storages, target: DeviceTarget, constants
     )  # fmt: skip
 
 
-def _rows(kernel: Kernel, nest: Nest, finite: Mapping[str, int]) -> list[Row | None]:
+def _rows(kernel: Kernel, nest: Nest, constants: Mapping[str, Array]) -> list[Row | None]:
     """Of each stage, the row of taps that is its innermost reduction."""
     return [
-        window.find(body, reduces[-1], nest.extents[reduces[-1]], finite)
+        window.find(body, reduces[-1], nest.extents[reduces[-1]], constants)
         if reduces and stage.combine == "sum" and stage.dtype == np.float32
         else None
         for stage, body, reduces in zip(kernel.stages, nest.bodies, nest.reduces, strict=True)
@@ -183,12 +181,13 @@ class _Emit:
         kind = "float4" if vector else C_TYPES[("float32" if dtype == np.float16 else dtype.name)]
         first = f"({kind})({start})" if vector else start
         w.line(f"{kind} {total} = {first};")
+        outside = reduces if row is None else reduces[:-1]
         if self.share > 1:
-            return self._shared(combine, body, dtype, reduces, row, context, total)
+            return self._shared(combine, body, dtype, outside, row, context, total)
         outer = total
         blocked = combine == "sum" and math.prod(self.nest.extents[a] for a in reduces) > LONG_SUM
         with ExitStack() as loops:
-            for axis in reduces if row is None else reduces[:-1]:
+            for axis in outside:
                 if axis == reduces[-1] and self.nest.extents[axis] <= UNROLLED:
                     w.line("#pragma unroll")
                 loops.enter_context(w.loop(f"i{axis}", self.nest.extents[axis], reduces=True))
@@ -196,15 +195,16 @@ class _Emit:
                     total = w.fresh("part")
                     w.line(f"{kind} {total} = {first};")
                     loops.callback(w.line, f"{outer} += {total};")
-            if row is not None:
-                window.add(w, row, context, total)
-            else:
-                self._accumulate(combine, body, dtype, context, total, loops)
+            self._accumulate(combine, body, dtype, row, context, total, loops)
         return Value(outer, vector)
 
     def _accumulate(
-        self, combine: str, body: Expr, dtype: DType, context: DeviceContext, total: str, loops: ExitStack
-    ) -> None:
+        self, combine: str, body: Expr, dtype: DType, row: Row | None, context: DeviceContext, total: str,
+        loops: ExitStack,
+    ) -> None:  # fmt: skip
+        if row is not None:
+            window.add(self.writer, row, context, total)
+            return
         if isinstance(body, Choose) and combine == "sum" and is_zero(body.otherwise):
             condition = cl_guards(body.guards, context.axes)
             if context.lane is None or lane_free(body.guards, context.lane):
@@ -220,7 +220,6 @@ class _Emit:
     ) -> Value:  # fmt: skip
         """Every work-item of a column takes each `share`-th term or row; a tree in local memory combines the parts."""
         w, vector = self.writer, context.lane is not None
-        reduces = reduces if row is None else reduces[:-1]
         terms = math.prod(self.nest.extents[a] for a in reduces)
         with w.block(f"for (int term = part; term < {terms}; term += {self.share})"), ExitStack() as loops:
             below = terms
@@ -230,10 +229,7 @@ class _Emit:
                 if axis != reduces[0]:
                     text = f"{text} % {self.nest.extents[axis]}"
                 w.line(f"const int i{axis} = {text};")
-            if row is not None:
-                window.add(w, row, context, total)
-            else:
-                self._accumulate(combine, body, dtype, context, total, loops)
+            self._accumulate(combine, body, dtype, row, context, total, loops)
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         w.line(f"parts[part * {self.columns} + self] = {total};")
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")

@@ -157,7 +157,10 @@ def _columns_adjacent(bodies: list[Expr], flats: list[Flat]) -> bool:
 
 
 class _Rows:
-    """Code of row reductions: `across` work-items per row, `down` rows per group; see the module of `in_warps`."""
+    """Code of row reductions: `across` work-items per row, `down` rows per group.
+
+    `in_warps`: the work-items of a row are a part of a warp or whole warps, and exchange registers.
+    """
 
     def __init__(self, writer: Writer, across: int, down: int, vector: bool, height: int, in_warps: bool) -> None:
         self.writer, self.across, self.down, self.vector, self.height = writer, across, down, vector, height
@@ -204,10 +207,14 @@ class _Rows:
     def _across_warps(self, total: str, stage: Stage) -> str:
         """All parts of a row combined: by exchanges within warps, then in local memory, which no other stage uses."""
         w = self.writer
+
+        def add(text: str) -> str:
+            other = w_name(w, text, False)
+            return w_name(w, combined(stage.combine, total, other, False, stage.dtype), False)
+
         for mask in (16, 8, 4, 2, 1):
             if mask < self.across:
-                other = w_name(w, f"sm_across({total}, {mask})", False)
-                total = w_name(w, combined(stage.combine, total, other, False, stage.dtype), False)
+                total = add(f"sm_across({total}, {mask})")
         warps = self.across // WARP
         if warps <= 1:
             return total
@@ -217,8 +224,7 @@ class _Rows:
         w.line("barrier(CLK_LOCAL_MEM_FENCE);")
         total = w_name(w, f"{parts}[r * {warps}]", False)
         for warp in range(1, warps):
-            other = w_name(w, f"{parts}[r * {warps} + {warp}]", False)
-            total = w_name(w, combined(stage.combine, total, other, False, stage.dtype), False)
+            total = add(f"{parts}[r * {warps} + {warp}]")
         return total
 
 

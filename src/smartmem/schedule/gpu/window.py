@@ -12,11 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
 from smartmem.codegen.writer import Writer
 from smartmem.index.map import Guard
 from smartmem.kernel.expr import Alu, Choose, Expr, Load, choose, const, is_zero, walk
+
+Array = np.ndarray[Any, Any]
 
 TAPS = 16  # of a row, at most
 
@@ -31,27 +36,25 @@ class Row:
     plain: Expr
 
 
-def find(body: Expr, tap: int, taps: int, finite: Mapping[str, int]) -> Row | None:
-    """The row that a sum over `tap` is, if its body is zero where guards fail, else a product.
-
-    Args:
-        finite: constants without infinities and NaNs, and their sizes: where guards fail they are read all the same,
-            and multiplied by zero.
-    """
+def find(body: Expr, tap: int, taps: int, constants: Mapping[str, Array]) -> Row | None:
+    """The row that a sum over `tap` is, if its body is zero where guards fail, else a product with constants."""
     guards: tuple[Guard, ...] = ()
     if isinstance(body, Choose) and is_zero(body.otherwise):
         guards, body = body.guards, body.then
     if not guards or taps > TAPS or not isinstance(body, Alu) or body.op != "mul":
         return None
     for plain, other in (body.args[::-1], body.args):
-        if all(isinstance(node, Load) and _always(node, finite) for node in walk(plain)):
+        if all(isinstance(node, Load) and _always(node, constants) for node in walk(plain)):
             return Row(tap, taps, choose(guards, other, const(0, other.dtype)), plain)
     return None
 
 
-def _always(node: Load, finite: Mapping[str, int]) -> bool:
-    """Whether a load is of such a constant, and of a place inside of it whatever guards say."""
-    return node.tensor in finite and len(node.index) == 1 and node.index[0].within(0, finite[node.tensor])
+def _always(node: Load, constants: Mapping[str, Array]) -> bool:
+    """Whether a load may be made, and multiplied by zero, where guards fail: inside of a constant that is finite."""
+    data = constants.get(node.tensor)
+    if data is None or len(node.index) != 1 or not node.index[0].within(0, data.size):
+        return False
+    return bool(np.isfinite(data).all())
 
 
 def add(w: Writer, row: Row, context: DeviceContext, total: str) -> None:
