@@ -44,7 +44,7 @@ from smartmem.schedule.code import Target
 
 SMALL = 64  # how many times larger the output is than a tensor that asks for nothing
 SINGLE = 3  # iterations of a group that a single one costs, about
-EDGES = 1.2  # what groups at the borders must save to be worth their code: with long rows they cost time
+EDGES = 1.1  # what groups at the borders must save to be worth their code: with long rows they cost time
 UNROLLED = 16  # taps up to which a loop over them is unrolled
 LONG_SUM = 1024  # terms from which on a sum is a sum of partial sums
 _ACCUMULATE = frozenset(("sum", "prod", "max", "min"))
@@ -258,6 +258,26 @@ def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> J
             if jam is not None and (best is None or min(map(abs, strides)) < best[0]):
                 best = (min(map(abs, strides)), jam)
     return best[1] if best else None
+
+
+def overlap(nest: Nest, jam: Jam, lane: Lane) -> tuple[int, int] | None:
+    """The space loop from one iteration of which to the next windows overlap, other than the jam's: a row of pixels, where
+    the jam slides along it. And how many values for each lane the windows of one row read.
+    """
+    best: tuple[int, int] | None = None
+    for body, reduce in zip(nest.bodies, nest.reduces, strict=True):
+        for access in loads(body) if len(reduce) > 1 else ():
+            steps = {a: along(access.index[0], a, nest.extents[a], 1).stride or 0 for a in range(len(nest.extents))}
+            taps = [a for a in reduce if steps[a] > 0]
+            if not taps or steps[jam.axis] <= 0 or not steps[lane.axis]:
+                continue
+            beside = min(steps[a] for a in taps)
+            for axis in set(range(nest.space)) - {jam.axis, lane.axis}:
+                rows = [a for a in taps if steps[a] > beside and 0 < steps[axis] < nest.extents[a] * steps[a]]
+                if rows and steps[axis] % steps[rows[0]] == 0:
+                    values = nest.extents[rows[0]] * -(-steps[rows[0]] // beside)
+                    best = (axis, max(values, best[1] if best else 0))
+    return best
 
 
 def _jam(axis: int, extent: int, low: int, high: int, most: int, edges: bool) -> Jam | None:

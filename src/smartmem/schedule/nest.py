@@ -121,7 +121,7 @@ def schedule(
     zero = storages[kernel.tensor].zero
     context = Context(axes, flat, pointers, lane=lane, streams=streams, zero=zero, once=writer.mark())
     jam = find_jam(nest, kernel, lane, target)
-    plan = Tasks.of(nest, kernel, lane, jam)
+    plan = Tasks.of(nest, kernel, lane, jam, target)
     with writer.loop("t", "end", "begin"), ExitStack() as loops:
         plan.open(writer, nest, names, loops)
         if lane is None:

@@ -11,16 +11,22 @@ from smartmem.codegen.c_expr import Lane
 from smartmem.codegen.writer import Writer
 from smartmem.kernel.expr import cost
 from smartmem.kernel.stage import Kernel
-from smartmem.schedule.loops import Jam, Nest
+from smartmem.schedule.code import Target
+from smartmem.schedule.loops import Jam, Nest, overlap
+from smartmem.schedule.row_blocks import TALL_BLOCK
 
 TASKS = 64  # enough for threads to balance; more only costs calls
 TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
+BANDS = 16  # tasks wanted of bands of rows: large ones, so that rows find in the caches what the one before read
 
 
 @dataclass(frozen=True)
 class Tasks:
     """How the space loops become tasks: the first `outer` loops, and the lane cut into blocks of `block`; or, where
-    nothing else can be divided, `span` iterations each of the loop that slides (0: all in each task)."""
+    nothing else can be divided, `span` iterations each of the loop that slides (0: all in each task).
+
+    With `bands`, the innermost of these loops is cut into as many, and a task has all iterations of one.
+    """
 
     loops: tuple[int, ...]  # space loops other than the lane, outermost first
     outer: int
@@ -28,9 +34,10 @@ class Tasks:
     block: int
     tasks: int
     span: int = 0
+    bands: int = 0
 
     @staticmethod
-    def of(nest: Nest, kernel: Kernel, lane: Lane | None, jam: Jam | None) -> Tasks:
+    def of(nest: Nest, kernel: Kernel, lane: Lane | None, jam: Jam | None, target: Target) -> Tasks:
         taken = {lane.axis if lane else -1, jam.axis if jam else -1}
         loops = tuple(a for a in range(nest.space) if a not in taken)
         elements = math.prod(nest.extents[: nest.space])
@@ -39,6 +46,11 @@ class Tasks:
         )
         work = elements * per_element // (1 if lane is None else 4)
         wanted = max(1, min(TASKS, work // TASK_WORK))
+        if lane is not None and jam is not None and wanted > 1:
+            rows = overlap(nest, jam, lane)
+            if rows is not None and rows[0] in loops:
+                least = 2 if jam.edges else 4
+                return _bands(nest, lane, loops, rows, min(wanted, BANDS), least, target)
         outer, tasks = 0, 1
         while outer < len(loops) and tasks < wanted:
             tasks *= nest.extents[loops[outer]]
@@ -67,13 +79,22 @@ class Tasks:
         if self.blocks > 1:
             writer.line(f"const long part = t % {self.blocks};")
             rest = f"(t / {self.blocks})" if self.outer else rest
-        inner = math.prod(nest.extents[a] for a in self.loops[: self.outer])
-        for axis in self.loops[: self.outer]:
-            inner //= nest.extents[axis]
+        counts = {a: nest.extents[a] for a in self.loops[: self.outer]}
+        banded = self.loops[self.outer - 1] if self.bands else None
+        if banded is not None:
+            counts[banded] = self.bands
+        inner = math.prod(counts.values())
+        for axis, count in counts.items():
+            inner //= count
             text = rest if inner == 1 else f"{rest} / {inner}"
             if axis != self.loops[0]:
-                text = f"({text}) % {nest.extents[axis]}"
-            writer.line(f"const long {names[axis]} = {text};")
+                text = f"({text}) % {count}"
+            if axis != banded:
+                writer.line(f"const long {names[axis]} = {text};")
+                continue
+            writer.line(f"const long band = {text};")
+            low, high = (f"{band} * {nest.extents[axis]} / {count}" for band in ("band", "(band + 1)"))
+            loops.enter_context(writer.loop(names[axis], high, low))
         for axis in self.loops[self.outer :]:
             loops.enter_context(writer.loop(names[axis], nest.extents[axis]))
 
@@ -87,3 +108,28 @@ class Tasks:
 
     def has_tail(self, lane: Lane) -> bool:
         return lane.extent % lane.width != 0
+
+
+def _bands(
+    nest: Nest, lane: Lane, loops: tuple[int, ...], rows: tuple[int, int], wanted: int, least: int, target: Target
+) -> Tasks:
+    """Blocks of the lane so narrow that what the windows of one row read stays in half of L1 for the next; bands of rows.
+
+    Images of some height go in two bands at least, the same rows as the halves of products (`row_blocks.tiling`).
+    Lower ones are divided along the lane, as products divide their columns.
+    """
+    axis, values = rows
+    loops = (*(a for a in loops if a != axis), axis)
+    before = math.prod(nest.extents[a] for a in loops[:-1])
+    height = math.prod(nest.extents[: nest.space]) // (lane.extent * before)
+    lines = nest.extents[axis]
+    vectors = -(-lane.extent // lane.width)
+    blocks = -(-vectors // max(least, target.l1 // 2 // (4 * values * lane.width)))
+    bands = 1 if before > 1 else 2
+    if height < 2 * TALL_BLOCK:
+        bands, blocks = 1, max(blocks, min(vectors, -(-wanted // before)))
+    block = -(-vectors // blocks)
+    blocks = -(-vectors // block)
+    bands = max(bands, -(-wanted // (before * blocks)))
+    bands = min(lines, bands + (bands > 1 and bands % 2))
+    return Tasks(loops, len(loops), blocks, block * lane.width, before * bands * blocks, bands=bands)

@@ -48,7 +48,7 @@ def tiling(pipeline: Pipeline) -> Tiling:
     if pipeline.softmax is not None:
         return Tiling(height, rows, max(1, min(BLOCK_ROWS // rows, count)))
     target = pipeline.target
-    budget = 2 * target.l2 if streamed else target.l2 // 2
+    budget = 2 * target.l2 if streamed else target.l2 * 3 // 4
     fitting = budget // (4 * _block_floats(pipeline)) // rows
     local = target.tuned and height >= 2 * TALL_BLOCK and bool(_blocks(pipeline))
     tall = (height >= TALL or local) and not (streamed or _is_attention(pipeline))
