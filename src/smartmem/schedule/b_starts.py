@@ -54,17 +54,22 @@ def keep_starts(e: RowEmitter, b: Expr, context: Context, inner: int, axis: int,
         every = math.gcd(p.batches, *(digit.lo for digit in _digits(varying, B)))
         if every == 1 or not set(axes_of(varying)) <= {B, axis}:
             continue
-        slot = e.keep_slot()
-        if slot is None:
-            return tables
-        name, kept = w.fresh("starts"), p.reserve(2 * count)
         variable = context.axes.names[axis]
         key = f"b / {every}" if every < p.batches else "0"
-        w.line(f"long *const {name} = (long *)(s + {kept});")
-        with w.block(f"if (*held == -1 || held[{slot}] != {key})"):
-            with w.loop(variable, count):
-                w.line(f"{name}[{variable}] = {c_lin(varying, context.axes)};")
-            w.line(f"held[{slot}] = {key};")
+        named = replace(context.axes, names={**context.axes.names, axis: "i"})
+        table = (c_lin(varying, named), count, key)  # keys and values of the same tokens start alike
+        if table in e.starts_at:
+            name = w.fresh("starts")
+            w.line(f"long *const {name} = (long *)(s + {e.starts_at[table]});")
+        elif (slot := e.keep_slot()) is not None:
+            name, e.starts_at[table] = w.fresh("starts"), p.reserve(2 * count)
+            w.line(f"long *const {name} = (long *)(s + {e.starts_at[table]});")
+            with w.block(f"if (*held == -1 || held[{slot}] != {key})"):
+                with w.loop("i", count):
+                    w.line(f"{name}[i] = {table[0]};")
+                w.line(f"held[{slot}] = {key};")
+        else:
+            return tables
         tables[number] = (f"{name}[{variable}]", rest)
     return tables
 

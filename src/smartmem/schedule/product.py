@@ -95,11 +95,17 @@ def product_of(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> Product:
     blocks = _k_blocks(walk) if p.target.tuned and p.target.form is None else whole
     first = p.places.get(walk.branches[0].tensor)
     across = first if first is not None and first.kind == "across" else None
-    direct = p.places.get(stage.name)
-    if p.target.form or epilogue or direct is None or direct.kind != "block" or direct.first or p.group_size:
-        direct = None
+    direct = stored_directly(p, stage, epilogue)
     finish = finish_of(e, stage, epilogue, width) if direct is None else None
     return Product(e, stage, epilogue, flat, walk, width, blocks, even_segments(p, walk), across, direct, finish)
+
+
+def stored_directly(p: Pipeline, stage: Stage, epilogue: list[Stage]) -> Place | None:
+    """Where in scratch a contraction stays that nothing follows in its tiles; None where it does not, or not as it is."""
+    place = p.places.get(stage.name)
+    if p.target.form or epilogue or place is None or place.kind != "block" or place.first or p.group_size:
+        return None
+    return place
 
 
 def finishing_tiles(w: Writer, whole: Ending, columns: int, lanes: int, calls: Callable[[Ending], None]) -> None:

@@ -34,7 +34,7 @@ from smartmem.schedule.operand_a import walk_of
 from smartmem.schedule.operand_b import Packed, direct_b, emit_pack, held_of, is_dynamic
 from smartmem.schedule.pack_rows import is_packing, pack_across, pack_row, pack_turned, turns
 from smartmem.schedule.pipeline import HELD, Pipeline, Region
-from smartmem.schedule.read_once import emit_once, keep_rows, reads_once
+from smartmem.schedule.read_once import emit_once, keep_tables, reads_once
 from smartmem.schedule.tasks import Task
 from smartmem.schedule.tiling import tile_columns
 from smartmem.schedule.unit_loop import pack_tiles
@@ -76,6 +76,7 @@ class RowEmitter:
         self.values: dict[str, Value] = {}
         self.starts: dict[str, Tables] = {}  # of the contractions whose B is not packed
         self.tiles_at: dict[str, int] = {}  # of contractions whose operand A is packed for matrix units
+        self.starts_at: dict[tuple[str, int, str], int] = {}  # where tables of starts lie, by what they hold
         self._packed_at: dict[str, int] = {}
         self._tiles_at: dict[str, int] = {}
         self._slots = 1  # in use, of what scratch holds
@@ -127,7 +128,7 @@ class RowEmitter:
             if p.softmax is not None:
                 emit_key_blocks(self, dynamic)
             else:
-                self.starts = {stage.name: keep_rows(self, stage) for stage in dynamic if reads_once(p, stage)}
+                self.starts = {stage.name: keep_tables(self, stage) for stage in dynamic if reads_once(p, stage)}
                 if dynamic:
                     with self._once("b" if p.batches > 1 else "0"):
                         for stage in dynamic:
