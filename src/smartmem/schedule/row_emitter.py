@@ -41,7 +41,10 @@ from smartmem.schedule.unit_loop import pack_tiles
 from smartmem.schedule.units import b_floats
 
 BLOCK = 4096  # columns of a partial sum
+TOGETHER, SHORT = 8, 512  # rows that go through their stages together, and the columns that they have at most
 LIGHT = 4  # operations per element that do not hide how long an addition takes
+
+Groups = list[list[Stage]]  # stages that share a loop over columns, group by group
 
 
 def after_sums(stages: list[Stage]) -> set[str]:
@@ -255,16 +258,57 @@ class RowEmitter:
         if len(stages) == 1 and turns(self.pipeline, stages[0]):
             pack_turned(self, stages[0])
             return
-        with w.loop("r", "rows"):
+        passes = self._passes(self._groups(stages))
+        if len(passes) == 1:
+            self._rows(passes[0], [], "0", "rows")
+            return
+        with w.loop("r0", "rows", 0, TOGETHER):
+            w.line(f"const long r1 = r0 + {TOGETHER} < rows ? r0 + {TOGETHER} : rows;")
+            for number, groups in enumerate(passes):
+                self._rows(groups, passes[:number], "r0", "r1")
+
+    def _rows(self, groups: Groups, before: list[Groups], first: str, last: str) -> None:
+        """Groups of stages in one loop over rows; those `before` had loops of their own over the same rows."""
+        w, p = self.writer, self.pipeline
+        read = {name for group in groups for stage in group for name in tensors_read(stage.body)}
+        with w.loop("r", last, first):
             w.line("const long m = m0 + r;")
             self.values = {}
-            for group in self._groups(stages):
+            for stage in (stage for earlier in before for group in earlier for stage in group):
+                if stage.name in read and p.places[stage.name].kind == "column":
+                    self.values[stage.name] = Value(w.fresh("row"))
+                    number = f"s[{p.places[stage.name].offset} + r]"
+                    w.line(f"const float {self.values[stage.name].text} = {number};")
+            for group in groups:
                 self._group(group)
             self.values = {}
 
-    def _groups(self, stages: list[Stage]) -> list[list[Stage]]:
+    def _passes(self, groups: Groups) -> list[Groups]:
+        """Groups of stages that a few rows go through before they go through the next.
+
+        A number of a row is not there at once when its last value has been read, and short rows are read in less time.
+        Where more is kept of a row than numbers, it is for one row at a time.
+        """
+        p = self.pipeline
+        passes: list[Groups] = [[]]
+        for k, group in enumerate(groups):
+            done = [stage for earlier in passes[-1] for stage in earlier]
+            later = {name for after in groups[k:] for stage in after for name in tensors_read(stage.body)}
+            kept = {p.places[stage.name].kind for stage in done if stage.name in later}
+            short = all(p.flats[stage.name].columns <= SHORT for stage in done)
+            numbers = any(stage.reduce for stage in done) and kept <= {"scalar", "column", "block"}
+            loops = any(self._has_loop(after[0]) for after in groups[k:])
+            if p.target.tuned and p.softmax is None and p.tiling.block > 1 and short and numbers and loops:
+                passes.append([])
+            passes[-1].append(group)
+        for stage in (stage for earlier in passes[:-1] for group in earlier for stage in group):
+            if p.places[stage.name].kind == "scalar":
+                p.places[stage.name] = replace(p.places[stage.name], kind="column", offset=p.reserve(p.tiling.block))
+        return passes
+
+    def _groups(self, stages: list[Stage]) -> Groups:
         """Consecutive stages that share one column loop: the same columns, and no result of a reduction in between."""
-        groups: list[list[Stage]] = []
+        groups: Groups = []
         for stage in stages:
             flat = self.pipeline.flats[stage.name]
             loop = self._has_loop(stage)
