@@ -53,9 +53,12 @@ def reference(q: np.ndarray, k: np.ndarray, v: np.ndarray, i: np.ndarray | None 
     return result
 
 
+def source(proto: onnx.ModelProto, level: str = "full") -> str:
+    return "".join(build_program(proto, level=level, march="x86-64-v4").sources.values())
+
+
 def is_read_once(proto: onnx.ModelProto, level: str = "full") -> bool:
-    program = build_program(proto, level=level, march="x86-64-v4")
-    return "column[0] = " in "".join(program.sources.values())
+    return "column[0] = " in source(proto, level)
 
 
 @pytest.mark.parametrize("routes", [False, True])
@@ -65,6 +68,7 @@ def is_read_once(proto: onnx.ModelProto, level: str = "full") -> bool:
         (40, 4, 64, 32, 32, True),
         (3, 6, 197, 64, 64, True),
         (5, 1, 33, 7, 16, True),
+        (6, 7, 48, 64, 16, True),
         (4, 6, 50, 16, 80, False),  # more sums than registers
         (4, 4, 50, 16, 24, False),  # columns that fill no vector
         (4, 40, 64, 32, 32, False),  # several row tiles
@@ -82,6 +86,39 @@ def test_numbers(batch: int, queries: int, keys: int, depth: int, width: int, on
         given["i"] = rng.integers(0, keys, (batch, keys))
     with smartmem.compile(proto, threads=2) as compiled:
         np.testing.assert_allclose(compiled(**given), reference(**given), rtol=1e-4, atol=1e-5)
+    squares = queries < 8 and keys % 16 == 0 and depth % 16 == 0
+    assert ("acc[i][j % 2] +=" in source(proto)) == squares
     if routes or not once:
         assert is_read_once(proto) == once
     assert not is_read_once(proto, "layout")
+
+
+def test_keys_and_values_of_the_same_tokens_share_starts() -> None:
+    """Both are read where routes say, from one tensor: the addresses are found once."""
+    regions, routes, heads, width = 6, 4, 2, 32
+    nodes = [
+        helper.make_node("Split", ["kv"], ["k0", "v0"], axis=2),
+        *(
+            helper.make_node("Gather", [f"{n}0", "i"], [f"{n}1"], axis=0) for n in "kv"
+        ),  # (regions, routes, heads, width)
+        helper.make_node("Reshape", ["k1", "as"], ["k2"]),
+        helper.make_node("Reshape", ["v1", "as"], ["v2"]),
+        helper.make_node("Transpose", ["k2"], ["k"], perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", ["v2"], ["v"], perm=[0, 2, 1, 3]),
+        helper.make_node("MatMul", ["q", "k"], ["t"]),
+        helper.make_node("Softmax", ["t"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    tokens = 4 * routes
+    shapes = {"q": (regions, heads, 4, width), "kv": (regions, 4, 2 * heads, width)}
+    given = [*infos(shapes), info("i", (regions, routes), onnx.TensorProto.INT64)]
+    proto = model(nodes, given, constants={"as": np.array([regions, tokens, heads, width])})
+    assert source(proto).count(f"!= b / {heads})") == 1
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    feeds["i"] = rng.integers(0, regions, (regions, routes))
+    taken = feeds["kv"][feeds["i"]].reshape(regions, tokens, 2 * heads, width).transpose(0, 2, 1, 3).astype(np.float64)
+    e = np.exp(feeds["q"] @ taken[:, :heads].swapaxes(-1, -2))
+    wanted = e / e.sum(-1, keepdims=True) @ taken[:, heads:]
+    with smartmem.compile(proto, threads=2) as compiled:
+        np.testing.assert_allclose(compiled(**feeds), wanted, rtol=1e-4, atol=1e-5)

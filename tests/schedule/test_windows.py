@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from tests.support.onnx_models import model
 
 import smartmem
+from smartmem.codegen.target import target_of
 from smartmem.compiler import build_program
 from smartmem.schedule.loops import _jam_width
 
@@ -52,6 +55,9 @@ def agrees(proto: onnx.ModelProto, level: str) -> None:
         (33, 6, 3, 1),
         (64, 4, 9, 1),
         (3, 8, 3, 1),
+        (200, 31, 3, 1),
+        (96, 57, 7, 1),
+        (130, 8, 5, 1),
     ],
 )
 def test_depthwise_convolutions(level: str, channels: int, side: int, taps: int, stride: int) -> None:
@@ -69,6 +75,40 @@ def test_weights_lie_along_the_lane() -> None:
     symbol = program.steps[number].symbol
     (text,) = (source for source in program.sources.values() if f"void {symbol}" in source)
     assert "sm_load_strided" not in text.split(f"void {symbol}")[1].split("\n}\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "taps"),
+    [(512, 32, 3), (512, 8, 5), (32, 64, 3), (256, 14, 5)],
+)
+def test_rows_find_what_the_ones_above_read(channels: int, side: int, taps: int) -> None:
+    """A task has several rows, and so few channels of them that their windows stay in half of L1, or four vectors of
+    them. Low images are divided by channels alone."""
+    program = build_program(depthwise(channels, side, taps), level="full", march="x86-64-v4")
+    (number,) = (k for k, row in enumerate(program.report["kernels"]) if row["family"] == "window")
+    step = program.steps[number]
+    (text,) = (source for source in program.sources.values() if f"void {step.symbol}" in source)
+    text = text.split(f"void {step.symbol}")[1].split("\n}\n")[0]
+    found = re.search(rf"= band \* {side} / (\d+);", text)
+    bands = int(found[1]) if found else 1
+    assert (bands == 1) == (side == 8)
+    assert bands <= side // 2
+    blocks = step.tasks // bands
+    assert blocks * bands == step.tasks >= 16
+    assert 4 * taps * (side + 1) * channels / blocks <= target_of("x86-64-v4").l1 // 2 or channels / blocks <= 64
+
+
+def test_images_of_a_batch_are_apart() -> None:
+    x, w = weight(3, 40, 9, 11), weight(40, 1, 3, 3)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["t", "w"], ["y"], group=40, pads=[1, 1, 1, 1]),
+    ]
+    proto = model(nodes, {"x": (3, 9, 11, 40)}, constants={"w": w})
+    given = np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+    wanted = ReferenceEvaluator(proto).run(None, {"x": given})[0]
+    with smartmem.compile(proto, threads=3) as compiled:
+        np.testing.assert_allclose(compiled(given), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_iterations_that_run_together() -> None:

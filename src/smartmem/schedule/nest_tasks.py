@@ -18,6 +18,7 @@ from smartmem.schedule.row_blocks import TALL_BLOCK
 TASKS = 64  # enough for threads to balance; more only costs calls
 TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
 BANDS = 16  # tasks wanted of bands of rows: large ones, so that rows find in the caches what the one before read
+NARROW = (4, 2)  # least vectors of a block then, for it takes time to begin a run; with code of its own at borders less
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Tasks:
         if lane is not None and jam is not None and wanted > 1:
             rows = overlap(nest, jam, lane)
             if rows is not None and rows[0] in loops:
-                least = 2 if jam.edges else 4
-                return _bands(nest, lane, loops, rows, min(wanted, BANDS), least, target)
+                return _bands(nest, lane, loops, rows, NARROW[jam.edges], min(wanted, BANDS), target)
         outer, tasks = 0, 1
         while outer < len(loops) and tasks < wanted:
             tasks *= nest.extents[loops[outer]]
@@ -92,8 +92,10 @@ class Tasks:
             if axis != banded:
                 writer.line(f"const long {names[axis]} = {text};")
                 continue
-            writer.line(f"const long band = {text};")
-            low, high = (f"{band} * {nest.extents[axis]} / {count}" for band in ("band", "(band + 1)"))
+            low, high = "0", str(nest.extents[axis])
+            if count > 1:
+                writer.line(f"const long band = {text};")
+                low, high = (f"{band} * {nest.extents[axis]} / {count}" for band in ("band", "(band + 1)"))
             loops.enter_context(writer.loop(names[axis], high, low))
         for axis in self.loops[self.outer :]:
             loops.enter_context(writer.loop(names[axis], nest.extents[axis]))
@@ -111,9 +113,10 @@ class Tasks:
 
 
 def _bands(
-    nest: Nest, lane: Lane, loops: tuple[int, ...], rows: tuple[int, int], wanted: int, least: int, target: Target
+    nest: Nest, lane: Lane, loops: tuple[int, ...], rows: tuple[int, int], least: int, wanted: int, target: Target
 ) -> Tasks:
-    """Blocks of the lane so narrow that what the windows of one row read stays in half of L1 for the next; bands of rows.
+    """Bands of rows (see `overlap`), and blocks of the lane so narrow, `least` vectors or more, that what the windows of
+    one row read is in half of L1 for the next.
 
     Images of some height go in two bands at least, the same rows as the halves of products (`row_blocks.tiling`).
     Lower ones are divided along the lane, as products divide their columns.
