@@ -98,9 +98,7 @@ def test_keys_and_values_of_the_same_tokens_share_starts() -> None:
     regions, routes, heads, width = 6, 4, 2, 32
     nodes = [
         helper.make_node("Split", ["kv"], ["k0", "v0"], axis=2),
-        *(
-            helper.make_node("Gather", [f"{n}0", "i"], [f"{n}1"], axis=0) for n in "kv"
-        ),  # (regions, routes, heads, width)
+        *(helper.make_node("Gather", [f"{n}0", "i"], [f"{n}1"], axis=0) for n in "kv"),
         helper.make_node("Reshape", ["k1", "as"], ["k2"]),
         helper.make_node("Reshape", ["v1", "as"], ["v2"]),
         helper.make_node("Transpose", ["k2"], ["k"], perm=[0, 2, 3, 1]),

@@ -261,8 +261,8 @@ def find_jam(nest: Nest, kernel: Kernel, lane: Lane | None, target: Target) -> J
 
 
 def overlap(nest: Nest, jam: Jam, lane: Lane) -> tuple[int, int] | None:
-    """The space loop from one iteration of which to the next windows overlap, other than the jam's: a row of pixels, where
-    the jam slides along it. And how many values for each lane the windows of one row read.
+    """The space loop, other than the jam's, from one iteration of which to the next windows overlap: rows of pixels,
+    where the jam slides along them. And how many values for each lane the windows of one iteration read.
     """
     best: tuple[int, int] | None = None
     for body, reduce in zip(nest.bodies, nest.reduces, strict=True):

@@ -115,8 +115,8 @@ class Tasks:
 def _bands(
     nest: Nest, lane: Lane, loops: tuple[int, ...], rows: tuple[int, int], least: int, wanted: int, target: Target
 ) -> Tasks:
-    """Bands of rows (see `overlap`), and blocks of the lane so narrow, `least` vectors or more, that what the windows of
-    one row read is in half of L1 for the next.
+    """Bands of rows (see `overlap`), and blocks of the lane of `least` vectors or more, so narrow that half of L1 keeps
+    what the windows of a row read for the next.
 
     Images of some height go in two bands at least, the same rows as the halves of products (`row_blocks.tiling`).
     Lower ones are divided along the lane, as products divide their columns.

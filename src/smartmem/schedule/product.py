@@ -101,7 +101,7 @@ def product_of(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> Product:
 
 
 def stored_directly(p: Pipeline, stage: Stage, epilogue: list[Stage]) -> Place | None:
-    """Where in scratch a contraction stays that nothing follows in its tiles; None where it does not, or not as it is."""
+    """Where in scratch a contraction stays just as its tiles leave it, None where it does not."""
     place = p.places.get(stage.name)
     if p.target.form or epilogue or place is None or place.kind != "block" or place.first or p.group_size:
         return None

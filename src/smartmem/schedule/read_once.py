@@ -3,7 +3,7 @@
 Other operands B are packed, and the panels read by all row tiles (`operand_b`). With one tile there is nothing to win
 by that:
 
-    rows        B is contiguous along its columns: all of them are sums in registers, and each step of k computes its row
+    rows        B is contiguous along its columns: all sums are in registers, and each step of k computes its row
     squares     B is contiguous along k: a square of lanes x lanes is turned in registers and multiplied from there
 """
 
