@@ -267,6 +267,8 @@ def overlap(nest: Nest, jam: Jam, lane: Lane) -> tuple[int, int] | None:
     best: tuple[int, int] | None = None
     for body, reduce in zip(nest.bodies, nest.reduces, strict=True):
         for access in loads(body) if len(reduce) > 1 else ():
+            if not access.index:
+                continue
             steps = {a: along(access.index[0], a, nest.extents[a], 1).stride or 0 for a in range(len(nest.extents))}
             taps = [a for a in reduce if steps[a] > 0]
             if not taps or steps[jam.axis] <= 0 or not steps[lane.axis]:
