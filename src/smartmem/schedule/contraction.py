@@ -56,8 +56,8 @@ def emit_contraction(e: RowEmitter, stage: Stage, epilogue: list[Stage]) -> None
         start, end = held.column, held.columns_end or str(columns)
         if (epilogue or [stage])[-1] is p.stages[-1] and e.task.column_chunks > 1:
             start, end = "c0", f"(c0 + {e.task.span} < {columns} ? c0 + {e.task.span} : {columns})"
-        together = min(tiling.group, tiling.count // e.task.row_chunks)  # tiles that fetch the next panel
-        prefetch = -(-4 * product.vectors // together) if streamed and p.target.tuned else 0
+        tiles = min(tiling.group, tiling.count // e.task.row_chunks)  # that fetch the next panel
+        prefetch = -(-4 * product.vectors // tiles) if streamed and p.target.tuned else 0
         if p.height * product.vectors <= FEW:  # it does nothing but read B in order, which processors foresee
             prefetch = 0
         for number, place in enumerate(product.finish.tables if product.finish is not None else ()):
