@@ -26,11 +26,11 @@ def tiling(pipeline: Pipeline) -> Tiling:
     """Rows per tile and tiles per block.
 
     Low problems keep all rows together if operand A and the local tensors of a block stay in three quarters of L2;
-    columns are then divided among tasks. Those of some height go in two halves, each the same rows from kernel to kernel, so that
-    activations stay in the caches of the core that computed them. Blocks of about 56 rows are enough to hide reading
-    operand B from a cache; tall problems go in such blocks, and low ones with local stages whose columns cannot be
-    divided. An operand B that no cache holds from one call to the next is read as few times as A in the outer caches
-    allows.
+    columns are then divided among tasks. Those of some height go in two halves, each the same rows from kernel to
+    kernel, so that activations stay in the caches of the core that computed them. Blocks of about 56 rows are enough to
+    hide reading operand B from a cache; tall problems go in such blocks, and low ones with local stages whose columns
+    cannot be divided. An operand B that no cache holds from one call to the next is read as few times as A in the outer
+    caches allows.
     """
     contracted = pipeline.contractions()
     height = pipeline.height
