@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 from collections.abc import Sequence
 from itertools import accumulate
@@ -23,7 +24,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """An uninitialized array whose data starts at a multiple of 64 bytes (strings: an ordinary array of objects)."""
     if dtype.hasobject:
         return np.empty(shape, dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
@@ -65,6 +66,8 @@ def dtype_of(name: str) -> np.dtype[Any]:
 
 def fitting(spec: TensorSpec, given: Any) -> Array:
     """`given` as a contiguous native array, if it is what `spec` says."""
+    if type(given) is np.ndarray and _fits(spec, given):
+        return given
     array = _to_array(spec.name, given)
     if array.dtype.kind in "US" and spec.dtype == "object":
         array = array.astype(object)
@@ -77,6 +80,11 @@ def fitting(spec: TensorSpec, given: Any) -> Array:
     if spec.shape is not None and array.shape != spec.shape:
         raise InputError(f"input {spec.name!r} has shape {list(array.shape)}, {expected}")
     return np.require(array, dtype_of(spec.dtype), ["C", "A"])
+
+
+def _fits(spec: TensorSpec, array: Array) -> bool:
+    same = array.shape == spec.shape and array.dtype == dtype_of(spec.dtype)
+    return same and array.flags.c_contiguous and array.flags.aligned
 
 
 def _to_array(name: str, given: Any) -> Array:
