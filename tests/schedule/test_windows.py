@@ -14,6 +14,7 @@ from tests.support.onnx_models import model
 import smartmem
 from smartmem.codegen.target import target_of
 from smartmem.compiler import build_program
+from smartmem.runtime.artifact import NativeStep, Program
 from smartmem.schedule.loops import _jam_width
 
 
@@ -40,6 +41,15 @@ def agrees(proto: onnx.ModelProto, level: str) -> None:
     wanted = ReferenceEvaluator(proto).run(None, {"x": x})[0]
     with smartmem.compile(proto, level=level, threads=2) as compiled:
         np.testing.assert_allclose(compiled(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+def window_of(program: Program) -> tuple[NativeStep, str]:
+    """The only step that is a window, and its C function."""
+    (number,) = (k for k, row in enumerate(program.report["kernels"]) if row["family"] == "window")
+    step = program.steps[number]
+    assert isinstance(step, NativeStep)
+    (text,) = (source for source in program.sources.values() if f"void {step.symbol}" in source)
+    return step, text.split(f"void {step.symbol}")[1].split("\n}\n")[0]
 
 
 @pytest.mark.parametrize("level", ["naive", "layout", "full"])
@@ -71,10 +81,7 @@ def test_weights_lie_along_the_lane() -> None:
     assert [data.shape for data in packed.values()] == [(3, 3, 32)]
     np.testing.assert_array_equal(next(iter(packed.values())), weight(32, 1, 3, 3)[:, 0].transpose(1, 2, 0))
     assert "w1" not in program.weights
-    (number,) = (k for k, row in enumerate(program.report["kernels"]) if row["family"] == "window")
-    symbol = program.steps[number].symbol
-    (text,) = (source for source in program.sources.values() if f"void {symbol}" in source)
-    assert "sm_load_strided" not in text.split(f"void {symbol}")[1].split("\n}\n")[0]
+    assert "sm_load_strided" not in window_of(program)[1]
 
 
 @pytest.mark.parametrize(
@@ -85,10 +92,7 @@ def test_rows_find_what_the_ones_above_read(channels: int, side: int, taps: int)
     """A task has several rows, and so few channels of them that their windows stay in half of L1, or four vectors of
     them. Low images are divided by channels alone."""
     program = build_program(depthwise(channels, side, taps), level="full", march="x86-64-v4")
-    (number,) = (k for k, row in enumerate(program.report["kernels"]) if row["family"] == "window")
-    step = program.steps[number]
-    (text,) = (source for source in program.sources.values() if f"void {step.symbol}" in source)
-    text = text.split(f"void {step.symbol}")[1].split("\n}\n")[0]
+    step, text = window_of(program)
     found = re.search(rf"= band \* {side} / (\d+);", text)
     bands = int(found[1]) if found else 1
     assert (bands == 1) == (side == 8)

@@ -10,6 +10,7 @@ A call owns none of it alone: calls of several threads wait for each other. Outp
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 import time
@@ -190,7 +191,7 @@ class Model(CompiledModel):
             return free[at]
         assert slot.shape is not None
         dtype = dtype_of(slot.dtype)
-        size = int(np.prod(slot.shape, dtype=np.int64)) * dtype.itemsize
+        size = math.prod(slot.shape) * dtype.itemsize
         return self._arena[slot.offset : slot.offset + size].view(dtype).reshape(slot.shape)
 
     def _started(self) -> int:

@@ -58,18 +58,19 @@ def keep_starts(e: RowEmitter, b: Expr, context: Context, inner: int, axis: int,
         key = f"b / {every}" if every < p.batches else "0"
         named = replace(context.axes, names={**context.axes.names, axis: "i"})
         table = (c_lin(varying, named), count, key)  # keys and values of the same tokens start alike
-        if table in e.starts_at:
-            name = w.fresh("starts")
-            w.line(f"long *const {name} = (long *)(s + {e.starts_at[table]});")
-        elif (slot := e.keep_slot()) is not None:
-            name, e.starts_at[table] = w.fresh("starts"), p.reserve(2 * count)
-            w.line(f"long *const {name} = (long *)(s + {e.starts_at[table]});")
+        slot = None
+        if table not in e.starts_at:
+            slot = e.keep_slot()
+            if slot is None:
+                return tables
+            e.starts_at[table] = p.reserve(2 * count)
+        name = w.fresh("starts")
+        w.line(f"long *const {name} = (long *)(s + {e.starts_at[table]});")
+        if slot is not None:
             with w.block(f"if (*held == -1 || held[{slot}] != {key})"):
                 with w.loop("i", count):
                     w.line(f"{name}[i] = {table[0]};")
                 w.line(f"held[{slot}] = {key};")
-        else:
-            return tables
         tables[number] = (f"{name}[{variable}]", rest)
     return tables
 

@@ -151,15 +151,20 @@ def emit_square(
     """A square of lanes x lanes: `body` at columns n0 + j, turned in registers.
 
     With `columns` a square may go beyond them, where the last column comes again: nobody reads what is computed of it.
-    `store` writes the code that puts v[j] away, for each j < `count`.
+    `store` writes the code that takes v[j], for each j < `count`.
     """
+    assert context.lane is not None
     last = "" if columns is None else f" < {columns} ? n0 + j : {columns - 1}"
+    unrolled = f"#pragma GCC unroll {context.lane.width}"  # all of v lies in registers
     w.line("f32v v[SM_W];")
+    w.line(unrolled)
     with w.loop("j", "SM_W"):
         w.line(f"const long n = n0 + j{last};")
         emitter = Emitter(w, context)
         w.line(f"v[j] = {emitter.as_vector(emitter.value(body), body.dtype)};")
     w.line("sm_transpose(v);")
+    if count == "SM_W":
+        w.line(unrolled)
     with w.loop("j", count):
         store()
 

@@ -21,6 +21,7 @@ from smartmem.kernel.stage import Stage, reindex
 from smartmem.schedule.b_starts import Tables, find_starts, keep_starts
 from smartmem.schedule.flatten import B, Flat, K, M, N
 from smartmem.schedule.operand_a import operands, walk_of
+from smartmem.schedule.pack_rows import emit_square
 from smartmem.schedule.product import epilogue_row, row_pointers, stored_directly
 
 if TYPE_CHECKING:
@@ -111,25 +112,19 @@ def _squares(e: RowEmitter, stage: Stage, tables: Tables, stride: int) -> None:
     """A vector of columns at a time. A row has several chains of sums, for an addition takes longer than a step."""
     p, w = e.pipeline, e.writer
     b, flat = _operand(p, stage)
-    rows, lanes = p.height, p.target.lanes
+    rows = p.height
+
+    def multiply() -> None:
+        w.line(f"#pragma GCC unroll {rows}")
+        with w.loop("i", rows):
+            w.line(f"acc[i][j % {CHAINS}] += sm_splat(a[i][k0 + j]) * v[j];")
+
     with w.loop("n0", flat.columns, 0, "SM_W"):
         context = find_starts(e, b, _context(e, flat, K), K, tables, "n0 + j")
         w.line(f"f32v acc[{rows}][{CHAINS}];")
         _each(e, rows, CHAINS, "acc[i][j] = sm_splat(0.0f);")
         with w.loop("k0", flat.extents[K], 0, "SM_W"):
-            w.line("f32v v[SM_W];")
-            w.line(f"#pragma GCC unroll {lanes}")
-            with w.loop("j", "SM_W"):
-                w.line("const long n = n0 + j;")
-                w.line("(void)n;")
-                emitter = Emitter(w, context)
-                w.line(f"v[j] = {emitter.as_vector(emitter.value(b), b.dtype)};")
-            w.line("sm_transpose(v);")
-            w.line(f"#pragma GCC unroll {lanes}")
-            with w.loop("j", "SM_W"):
-                w.line(f"#pragma GCC unroll {rows}")
-                with w.loop("i", rows):
-                    w.line(f"acc[i][j % {CHAINS}] += sm_splat(a[i][k0 + j]) * v[j];")
+            emit_square(w, context, b, None, "SM_W", multiply)
         w.line(f"#pragma GCC unroll {rows}")
         with w.loop("i", rows):
             w.line(f"sm_store(cq + i * {stride} + n0, {' + '.join(f'acc[i][{c}]' for c in range(CHAINS))});")

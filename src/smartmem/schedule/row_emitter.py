@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 
 from smartmem.codegen.c_expr import (
     Context,
@@ -264,17 +265,19 @@ class RowEmitter:
             return
         with w.loop("r0", "rows", 0, TOGETHER):
             w.line(f"const long r1 = r0 + {TOGETHER} < rows ? r0 + {TOGETHER} : rows;")
-            for number, groups in enumerate(passes):
-                self._rows(groups, passes[:number], "r0", "r1")
+            before: list[Stage] = []
+            for groups in passes:
+                self._rows(groups, before, "r0", "r1")
+                before += chain.from_iterable(groups)
 
-    def _rows(self, groups: Groups, before: list[Groups], first: str, last: str) -> None:
-        """Groups of stages in one loop over rows; those `before` had loops of their own over the same rows."""
+    def _rows(self, groups: Groups, before: list[Stage], first: str, last: str) -> None:
+        """Groups of stages in one loop over rows; stages `before` had loops of their own over the same rows."""
         w, p = self.writer, self.pipeline
-        read = {name for group in groups for stage in group for name in tensors_read(stage.body)}
+        read = {name for stage in chain.from_iterable(groups) for name in tensors_read(stage.body)}
         with w.loop("r", last, first):
             w.line("const long m = m0 + r;")
             self.values = {}
-            for stage in (stage for earlier in before for group in earlier for stage in group):
+            for stage in before:
                 if stage.name in read and p.places[stage.name].kind == "column":
                     self.values[stage.name] = Value(w.fresh("row"))
                     number = f"s[{p.places[stage.name].offset} + r]"
@@ -292,8 +295,8 @@ class RowEmitter:
         p = self.pipeline
         passes: list[Groups] = [[]]
         for k, group in enumerate(groups):
-            done = [stage for earlier in passes[-1] for stage in earlier]
-            later = {name for after in groups[k:] for stage in after for name in tensors_read(stage.body)}
+            done = list(chain.from_iterable(passes[-1]))
+            later = {name for stage in chain.from_iterable(groups[k:]) for name in tensors_read(stage.body)}
             kept = {p.places[stage.name].kind for stage in done if stage.name in later}
             short = all(p.flats[stage.name].columns <= SHORT for stage in done)
             numbers = any(stage.reduce for stage in done) and kept <= {"scalar", "column", "block"}
@@ -301,7 +304,7 @@ class RowEmitter:
             if p.target.tuned and p.softmax is None and p.tiling.block > 1 and short and numbers and loops:
                 passes.append([])
             passes[-1].append(group)
-        for stage in (stage for earlier in passes[:-1] for group in earlier for stage in group):
+        for stage in chain.from_iterable(chain.from_iterable(passes[:-1])):
             if p.places[stage.name].kind == "scalar":
                 p.places[stage.name] = replace(p.places[stage.name], kind="column", offset=p.reserve(p.tiling.block))
         return passes

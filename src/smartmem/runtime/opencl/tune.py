@@ -29,7 +29,7 @@ def fastest(
     cache: Cache,
     progress: Callable[[str, int, int], None] | None,
 ) -> DeviceModel:
-    """The fastest of the placements; its report says what each took, in seconds (``placements``)."""
+    """The fastest of the placements; its report says what each took, in seconds (``placements``), if they differ."""
     times: dict[str, float] = {}
     seen: list[dict[str, str]] = []
     best: DeviceModel | None = None
