@@ -8,11 +8,15 @@
  * been taken: the step cannot end before that chunk is done.
  *
  *   caller                                        worker
- *   description of the step, `pending` = chunks
- *   all shares, then `epoch` + 1      ------->    sees a new `epoch`
- *   takes chunks until none is left               takes chunks until none is left
- *   pending -= chunks it did                      pending -= chunks it did
- *   waits for pending == 0            <-------    waits for the next `epoch`
+ *   `pending` = chunks
+ *   the workers' shares, then its own ------->    sees a new counter in its share
+ *   takes chunks of its share, helps              takes chunks of its share; pending -= chunks it did
+ *                                                 helps; pending -= chunks it did
+ *   waits for the others' chunks      <-------    waits for the next counter
+ *
+ * A line of the cache that one core writes and another reads costs 50 ns or more each time it passes.  So a step writes
+ * `pending` and the shares and nothing else: which step it is follows from its counter, and each thread collects the
+ * arguments for itself.
  *
  * Both waits spin first and then sleep on a condition variable.  A sleeper announces itself before it looks for the last
  * time, the other side publishes before it looks for sleepers, both sequentially consistent: one of them sees the other.
@@ -56,23 +60,20 @@ typedef struct {
 } sm_worker;
 
 struct sm_pool {
-    /* Written by the caller between steps. */
-    _Alignas(SM_LINE) _Atomic uint32_t epoch;
-    sm_kernel fn;
-    long tasks, grain;
-    uint32_t chunks;
-    void *const *scratch;
-    void *args[SM_MAX_ARGS];
-    double *spans; /* of the present step, two numbers for each thread; NULL in a run that is not timed */
-    double start;  /* of a timed run */
-    int spin; /* 0 with more threads than processors: then a spinning thread only keeps another from its work */
+    /* Written by the caller between runs. */
+    const sm_step *steps;
+    void *const *pointers, *const *scratch;
+    double *spans;    /* two numbers for each step and thread; NULL in a run that is not timed */
+    double start;     /* of a timed run */
+    uint32_t counter; /* of the run's first step */
+    int spin;         /* 0 with more threads than processors: then a spinning thread only keeps another from its work */
     int threads;
+    double watched;   /* when `alone` was found; how often the caller had been preempted until then */
+    long preempted;
     _Atomic int processor; /* that the caller is on */
     _Atomic int alone;     /* whether the caller has that for itself */
-    double watched;        /* when that was found; how often the caller had been preempted until then */
-    long preempted;
 
-    _Alignas(SM_LINE) _Atomic uint32_t pending; /* chunks not yet reported as done */
+    _Alignas(SM_LINE) _Atomic uint64_t pending; /* chunks not yet reported as done */
     _Alignas(SM_LINE) _Atomic int sleepers;     /* workers asleep */
     _Atomic int caller_sleeps;
     _Atomic int stop;
@@ -83,6 +84,14 @@ struct sm_pool {
     sm_worker *workers;
     sm_share shares[];
 };
+
+/* What a thread knows of the step that it works on. */
+typedef struct {
+    const sm_step *step;
+    uint32_t counter, chunks;
+    double begin; /* of its first chunk, in a timed run */
+    void *args[SM_MAX_ARGS];
+} sm_task;
 
 static double sm_now(void) {
     struct timespec t;
@@ -103,48 +112,62 @@ static uint32_t sm_share_begin(const sm_pool *pool, uint32_t chunks, int t) {
     return (uint32_t)((uint64_t)chunks * (uint64_t)t / (uint64_t)pool->threads);
 }
 
-static void sm_do_chunk(const sm_pool *pool, long chunk, int id) {
-    long begin = chunk * pool->grain, end = begin + pool->grain;
-    pool->fn(pool->args, begin, end < pool->tasks ? end : pool->tasks, pool->scratch ? pool->scratch[id] : NULL);
+static uint32_t sm_chunks(const sm_step *step) {
+    return step->tasks <= 0 ? 0 : (uint32_t)((step->tasks - 1) / step->grain + 1);
 }
 
-/* Before the first chunk of a step that thread `id` does: its scratch holds nothing of this step. */
-static void sm_forget(const sm_pool *pool, int id) {
+/* Begins step `counter` as thread `id`, whose scratch holds nothing of it. */
+static void sm_begin(const sm_pool *pool, sm_task *task, uint32_t counter, int id) {
+    const sm_step *step = &pool->steps[counter - pool->counter];
+    task->step = step;
+    task->counter = counter;
+    task->chunks = sm_chunks(step);
+    for (int i = 0; i < step->nargs; i++) task->args[i] = pool->pointers[step->arg_ids[i]];
     if (pool->scratch) *(long *)pool->scratch[id] = -1;
+    if (pool->spans != NULL) task->begin = sm_now();
 }
 
-/* Does chunks as thread `id` until all shares are empty; returns how many. */
-static uint32_t sm_do_chunks(sm_pool *pool, int id) {
+static void sm_do_chunk(const sm_pool *pool, sm_task *task, long chunk, int id) {
+    const sm_step *step = task->step;
+    long begin = chunk * step->grain, end = begin + step->grain;
+    step->fn(task->args, begin, end < step->tasks ? end : step->tasks, pool->scratch ? pool->scratch[id] : NULL);
+}
+
+/* Does what is left of the share of thread `t` as thread `id`; returns how many chunks that were. */
+static uint32_t sm_do_share(sm_pool *pool, sm_task *task, int t, int id) {
     uint32_t did = 0;
-    double begin = 0.0;
-    for (int k = 0, t = id; k < pool->threads; k++, t = t + 1 < pool->threads ? t + 1 : 0) {
-        sm_share *share = &pool->shares[t];
-        uint64_t left = atomic_load_explicit(&share->left, memory_order_acquire);
-        while ((uint32_t)left != 0) {
-            if (!atomic_compare_exchange_weak_explicit(&share->left, &left, left - 1, memory_order_acq_rel,
-                                                       memory_order_acquire))
-                continue;
-            if (did == 0) {
-                sm_forget(pool, id);
-                if (pool->spans != NULL) begin = sm_now();
-            }
-            sm_do_chunk(pool, (long)(sm_share_begin(pool, pool->chunks, t + 1) - (uint32_t)left), id);
-            did++;
-            left = atomic_load_explicit(&share->left, memory_order_acquire);
-        }
+    sm_share *share = &pool->shares[t];
+    uint64_t left = atomic_load_explicit(&share->left, memory_order_acquire);
+    while ((uint32_t)left != 0) {
+        if (!atomic_compare_exchange_weak_explicit(&share->left, &left, left - 1, memory_order_acq_rel,
+                                                   memory_order_acquire))
+            continue;
+        uint32_t counter = (uint32_t)(left >> 32);
+        if (task->step == NULL || task->counter != counter) sm_begin(pool, task, counter, id);
+        sm_do_chunk(pool, task, (long)(sm_share_begin(pool, task->chunks, t + 1) - (uint32_t)left), id);
+        did++;
+        left = atomic_load_explicit(&share->left, memory_order_acquire);
     }
     if (did != 0 && pool->spans != NULL) { /* the step has not ended: `pending` still counts these chunks */
-        pool->spans[2 * id] = begin - pool->start;
-        pool->spans[2 * id + 1] = sm_now() - pool->start;
+        double *span = &pool->spans[2 * ((long)(task->counter - pool->counter) * pool->threads + id)];
+        span[0] = task->begin - pool->start;
+        span[1] = sm_now() - pool->start;
     }
     return did;
 }
 
-/* True once `*word` is not `value`; false when that took too long. */
-static int sm_spin_while(const sm_pool *pool, const _Atomic uint32_t *word, uint32_t value, int until_equal) {
+/* Helps all threads but `id`; returns how many chunks that were. */
+static uint32_t sm_help(sm_pool *pool, sm_task *task, int id) {
+    uint32_t did = 0;
+    for (int k = 1; k < pool->threads; k++) did += sm_do_share(pool, task, (id + k) % pool->threads, id);
+    return did;
+}
+
+/* True once the bits `mask` of `*word` are (`until_equal`) or are not `value`; false when that took too long. */
+static int sm_spin(const sm_pool *pool, const _Atomic uint64_t *word, uint64_t mask, uint64_t value, int until_equal) {
     double start = 0.0;
     for (int i = 1;; i++) {
-        int equal = atomic_load_explicit(word, memory_order_acquire) == value;
+        int equal = (atomic_load_explicit(word, memory_order_acquire) & mask) == value;
         if (equal == until_equal) return 1;
         if (!pool->spin) return 0;
         sm_relax();
@@ -167,8 +190,12 @@ static void sm_watch(sm_pool *pool) {
     pool->watched = now;
 }
 
-/* The caller, before a step: where is it? */
-static void sm_locate(sm_pool *pool) { atomic_store_explicit(&pool->processor, sched_getcpu(), memory_order_relaxed); }
+/* The caller, in a step: where is it? */
+static void sm_locate(sm_pool *pool) {
+    int processor = sched_getcpu();
+    if (processor != atomic_load_explicit(&pool->processor, memory_order_relaxed))
+        atomic_store_explicit(&pool->processor, processor, memory_order_relaxed);
+}
 
 /* A worker, between two steps.  Woken beside busy processes it often finds itself on the caller's processor, where they
  * would take turns: it moves to another.  And it lets others run now, before the system makes it within a chunk; not
@@ -194,33 +221,41 @@ static void sm_locate(sm_pool *pool) { (void)pool; }
 static void sm_give_way(sm_pool *pool, double *since) { (void)pool, (void)since; }
 #endif
 
+/* The worker has done `did` chunks of a step. */
+static void sm_report(sm_pool *pool, uint32_t did) {
+    if (did == 0 || atomic_fetch_sub(&pool->pending, did) != did || !atomic_load(&pool->caller_sleeps)) return;
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_signal(&pool->done);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
 static void *sm_work(void *argument) {
+    static const uint64_t COUNTER = ~(uint64_t)0 << 32;
     sm_worker *self = argument;
     sm_pool *pool = self->pool;
+    const _Atomic uint64_t *share = &pool->shares[self->id].left;
+    sm_task task = {.step = NULL};
     double since = 0.0;
-    uint32_t seen = 0;
+    uint64_t seen = 0;
     for (;;) {
-        if (!sm_spin_while(pool, &pool->epoch, seen, 0)) {
+        if (!sm_spin(pool, share, COUNTER, seen, 0)) {
             pthread_mutex_lock(&pool->mutex);
             atomic_fetch_add(&pool->sleepers, 1);
-            while (atomic_load(&pool->epoch) == seen) pthread_cond_wait(&pool->work, &pool->mutex);
+            while ((atomic_load(share) & COUNTER) == seen) pthread_cond_wait(&pool->work, &pool->mutex);
             atomic_fetch_sub(&pool->sleepers, 1);
             pthread_mutex_unlock(&pool->mutex);
         }
-        seen = atomic_load_explicit(&pool->epoch, memory_order_acquire);
+        seen = atomic_load_explicit(share, memory_order_acquire) & COUNTER;
         if (atomic_load_explicit(&pool->stop, memory_order_relaxed)) return NULL;
-        uint32_t did = sm_do_chunks(pool, self->id);
-        if (did != 0 && atomic_fetch_sub(&pool->pending, did) == did && atomic_load(&pool->caller_sleeps)) {
-            pthread_mutex_lock(&pool->mutex);
-            pthread_cond_signal(&pool->done);
-            pthread_mutex_unlock(&pool->mutex);
-        }
+        sm_report(pool, sm_do_share(pool, &task, self->id, self->id));
+        sm_report(pool, sm_help(pool, &task, self->id));
         sm_give_way(pool, &since);
     }
 }
 
-/* Tells the workers that `epoch` has changed; wakes at most `count` of those asleep. */
+/* Tells the workers that their shares have changed; wakes at most `count` of those asleep. */
 static void sm_wake(sm_pool *pool, uint32_t count) {
+    atomic_thread_fence(memory_order_seq_cst);
     uint32_t sleepers = (uint32_t)atomic_load(&pool->sleepers);
     if (sleepers == 0) return;
     pthread_mutex_lock(&pool->mutex);
@@ -230,24 +265,28 @@ static void sm_wake(sm_pool *pool, uint32_t count) {
     pthread_mutex_unlock(&pool->mutex);
 }
 
-static void sm_run_shared(sm_pool *pool) {
-    uint32_t epoch = atomic_load_explicit(&pool->epoch, memory_order_relaxed) + 1;
-    uint32_t begin = 0;
-    atomic_store_explicit(&pool->pending, pool->chunks, memory_order_relaxed);
-    for (int t = 0; t < pool->threads; t++) {
-        uint32_t end = sm_share_begin(pool, pool->chunks, t + 1);
-        uint64_t left = (uint64_t)epoch << 32 | (uint64_t)(end - begin);
+/* Hands `chunks` out as step `counter`, the caller's share last. */
+static void sm_publish(sm_pool *pool, uint32_t counter, uint32_t chunks) {
+    uint32_t end = chunks;
+    atomic_store_explicit(&pool->pending, chunks, memory_order_relaxed);
+    for (int t = pool->threads - 1; t >= 0; t--) {
+        uint32_t begin = sm_share_begin(pool, chunks, t);
+        uint64_t left = (uint64_t)counter << 32 | (uint64_t)(end - begin);
         atomic_store_explicit(&pool->shares[t].left, left, memory_order_release);
-        begin = end;
+        end = begin;
     }
+}
+
+static void sm_run_shared(sm_pool *pool, sm_task *task, uint32_t counter, uint32_t chunks) {
+    sm_publish(pool, counter, chunks);
+    sm_wake(pool, chunks - 1);
     sm_locate(pool);
-    atomic_store(&pool->epoch, epoch);
-    sm_wake(pool, pool->chunks - 1);
-    uint32_t did = sm_do_chunks(pool, 0);
-    if (did != 0) atomic_fetch_sub(&pool->pending, did);
-    if (sm_spin_while(pool, &pool->pending, 0, 1)) return;
+    uint32_t did = sm_do_share(pool, task, 0, 0);
+    did += sm_help(pool, task, 0);
+    if (sm_spin(pool, &pool->pending, ~(uint64_t)0, did, 1)) return;
     pthread_mutex_lock(&pool->mutex);
     atomic_store(&pool->caller_sleeps, 1);
+    atomic_fetch_sub(&pool->pending, did);
     while (atomic_load(&pool->pending) != 0) pthread_cond_wait(&pool->done, &pool->mutex);
     atomic_store(&pool->caller_sleeps, 0);
     pthread_mutex_unlock(&pool->mutex);
@@ -263,34 +302,35 @@ int sm_pool_run_timed(sm_pool *pool, const sm_step *steps, int nsteps, void *con
     for (int s = 0; s < nsteps; s++)
         if (!sm_valid(&steps[s])) return -1;
     pthread_mutex_lock(&pool->run);
+    sm_task task = {.step = NULL};
+    uint32_t first = pool->counter;
+    pool->steps = steps;
+    pool->pointers = pointers;
     pool->scratch = scratch;
+    pool->spans = spans;
     sm_watch(pool);
     double before = seconds_per_step ? sm_now() : 0.0;
     pool->start = before;
     for (int s = 0; s < nsteps; s++) {
-        const sm_step *step = &steps[s];
-        for (int i = 0; i < step->nargs; i++) pool->args[i] = pointers[step->arg_ids[i]];
-        pool->fn = step->fn;
-        pool->tasks = step->tasks;
-        pool->grain = step->grain;
-        pool->chunks = step->tasks <= 0 ? 0 : (uint32_t)((step->tasks - 1) / step->grain + 1);
-        pool->spans = spans ? spans + 2 * (long)s * pool->threads : NULL;
-        int shared = pool->chunks > 1 && pool->threads > 1;
-        if (shared) sm_run_shared(pool);
+        uint32_t chunks = sm_chunks(&steps[s]), counter = first + (uint32_t)s;
+        int shared = chunks > 1 && pool->threads > 1;
+        if (shared) sm_run_shared(pool, &task, counter, chunks);
         else {
-            sm_forget(pool, 0);
-            for (uint32_t c = 0; c < pool->chunks; c++) sm_do_chunk(pool, (long)c, 0);
+            sm_begin(pool, &task, counter, 0);
+            for (uint32_t c = 0; c < chunks; c++) sm_do_chunk(pool, &task, (long)c, 0);
         }
         if (seconds_per_step) {
             double now = sm_now();
             seconds_per_step[s] = now - before;
             if (spans && !shared) {
-                pool->spans[0] = before - pool->start;
-                pool->spans[1] = now - pool->start;
+                double *span = &spans[2 * (long)s * pool->threads];
+                span[0] = before - pool->start;
+                span[1] = now - pool->start;
             }
             before = now;
         }
     }
+    pool->counter = first + (uint32_t)nsteps;
     pthread_mutex_unlock(&pool->run);
     return 0;
 }
@@ -319,7 +359,7 @@ static int sm_start(sm_pool *pool, int id) {
 /* Ends workers 1 .. threads - 1 and frees the pool. */
 static void sm_end(sm_pool *pool, int threads) {
     atomic_store(&pool->stop, 1);
-    atomic_fetch_add(&pool->epoch, 1);
+    sm_publish(pool, pool->counter, 0);
     sm_wake(pool, UINT32_MAX);
     for (int id = 1; id < threads; id++) pthread_join(pool->workers[id].thread, NULL);
     pthread_cond_destroy(&pool->work);
@@ -338,6 +378,7 @@ sm_pool *sm_pool_create(int threads) {
     memset(memory, 0, bytes);
     sm_pool *pool = memory;
     pool->threads = threads;
+    pool->counter = 1; /* the workers have seen 0 */
     pool->spin = threads <= sysconf(_SC_NPROCESSORS_ONLN);
     pool->workers = calloc((size_t)threads, sizeof(sm_worker));
     if (pool->workers == NULL) {
