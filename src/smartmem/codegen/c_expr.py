@@ -19,7 +19,7 @@ from smartmem.codegen.c_operations import C_TYPES, c_const, load_bytes, plus, sc
 from smartmem.codegen.writer import Mark, Writer
 from smartmem.index.lin import Lin, Lookup
 from smartmem.index.map import Guard
-from smartmem.kernel.expr import Alu, Choose, Const, DType, Expr, Iota, Load, loads, operands, walk
+from smartmem.kernel.expr import COMPARE, Alu, Choose, Const, DType, Expr, Iota, Load, loads, operands, walk
 from smartmem.layout.storage import Storage
 
 
@@ -336,15 +336,21 @@ class Emitter:
         args = [self.known[id(a)] for a in _first(node)]
         if node.op == "entry":
             return self._entry(node, args[0])
-        vector = any(a.vector for a in args)
-        kinds = [a.dtype for a in node.args]
-        if vector:
+        if any(a.vector for a in args):
             if node.op == "div" and not args[1].vector and self.divides_by_products:
                 divide = "sm_over" if self._is_rounded(node.args[1]) else "sm_divide"
                 return self.name(f"{divide}({args[0].text}, {args[1].text})", node.dtype, True)
-            texts = [self.as_vector(a, kind) for a, kind in zip(args, kinds, strict=True)]
+            texts = [self._in_lanes(a, value) for a, value in zip(node.args, args, strict=True)]
             return self.name(vector_alu(node, texts), node.dtype, True)
         return self.name(scalar_alu(node, [a.text for a in args]), node.dtype, False)
+
+    def _in_lanes(self, node: Expr, value: Value) -> str:
+        """The value of a node in all lanes. Floats are compared there: a mask made of one scalar's flag takes longer."""
+        compares = isinstance(node, Alu) and (node.op in COMPARE or node.op == "isnan")
+        if value.vector or not compares or any(a.dtype != np.float32 for a in operands(node)):
+            return self.as_vector(value, node.dtype)
+        assert isinstance(node, Alu)
+        return f"({vector_alu(node, [self.as_vector(self.known[id(a)], a.dtype) for a in node.args])})"
 
     def _entry(self, node: Alu, at: Value) -> Value:
         table = node.args[0]

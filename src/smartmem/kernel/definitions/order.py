@@ -54,9 +54,8 @@ def top_k(node: Node) -> list[Stage] | None:
 def _comes_before(a: Expr, at_a: Lin, b: Expr, at_b: Lin, largest: bool) -> Expr:
     """Whether element `a` at position `at_a` comes before `b` at `at_b`."""
     earlier = apply("lt", iota(at_a, FLOAT), iota(at_b, FLOAT))
-    if largest:
-        return apply("where", earlier, _at_least(a, b), apply("not", _at_least(b, a)))
-    return apply("where", earlier, _at_least(b, a), apply("not", _at_least(a, b)))
+    first, second = (a, b) if largest else (b, a)
+    return apply("or", apply("not", _at_least(second, first)), apply("and", earlier, _at_least(first, second)))
 
 
 def _at_least(a: Expr, b: Expr) -> Expr:
