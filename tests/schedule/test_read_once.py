@@ -111,7 +111,9 @@ def test_keys_and_values_of_the_same_tokens_share_starts() -> None:
     shapes = {"q": (regions, heads, 4, width), "kv": (regions, 4, 2 * heads, width)}
     given = [*infos(shapes), info("i", (regions, routes), onnx.TensorProto.INT64)]
     proto = model(nodes, given, constants={"as": np.array([regions, tokens, heads, width])})
-    assert source(proto).count(f"!= b / {heads})") == 1
+    text = source(proto)
+    assert text.count(f"!= b / {heads})") == 1
+    assert text.count("const long found = ") == 1  # and a route is looked up once for the four tokens of its region
     rng = np.random.default_rng(0)
     feeds = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     feeds["i"] = rng.integers(0, regions, (regions, routes))

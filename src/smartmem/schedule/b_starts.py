@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from smartmem.codegen.c_expr import Context, Emitter, LocalReader, Value
-from smartmem.codegen.c_index import c_lin, has_division, split_by
+from smartmem.codegen.c_index import Axes, c_lin, has_division, split_by
+from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Digit, Lin, axes_of, parts_of
 from smartmem.kernel.expr import Choose, DType, Expr, Load, loads
 from smartmem.kernel.expr import walk as walk_expr
@@ -56,8 +57,7 @@ def keep_starts(e: RowEmitter, b: Expr, context: Context, inner: int, axis: int,
             continue
         variable = context.axes.names[axis]
         key = f"b / {every}" if every < p.batches else "0"
-        named = replace(context.axes, names={**context.axes.names, axis: "i"})
-        table = (c_lin(varying, named), count, key)  # keys and values of the same tokens start alike
+        table = (_at(varying, context.axes, axis, "i"), count, key)  # keys and values of the same tokens start alike
         slot = None
         if table not in e.starts_at:
             slot = e.keep_slot()
@@ -68,11 +68,30 @@ def keep_starts(e: RowEmitter, b: Expr, context: Context, inner: int, axis: int,
         w.line(f"long *const {name} = (long *)(s + {e.starts_at[table]});")
         if slot is not None:
             with w.block(f"if (*held == -1 || held[{slot}] != {key})"):
-                with w.loop("i", count):
-                    w.line(f"{name}[i] = {table[0]};")
+                _fill(w, name, varying, context.axes, axis, count)
                 w.line(f"held[{slot}] = {key};")
         tables[number] = (f"{name}[{variable}]", rest)
     return tables
+
+
+def _fill(w: Writer, name: str, starts: Lin, axes: Axes, axis: int, count: int) -> None:
+    """Writes the table `name` of the starts at each of `count` coordinates of `axis`; neighbours share lookups."""
+    looked_up = [(stride, digit) for stride, digit in starts.terms if not isinstance(digit.axis, int)]
+    lookups = Lin(0, tuple(looked_up))
+    together = math.gcd(count, *(digit.lo for digit in _digits(lookups, axis))) if looked_up else 1
+    if together == 1:
+        with w.loop("i", count):
+            w.line(f"{name}[i] = {_at(starts, axes, axis, 'i')};")
+        return
+    with w.block(f"for (long i0 = 0; i0 < {count}; i0 += {together})"):
+        w.line(f"const long found = {_at(lookups, axes, axis, 'i0')};")
+        with w.block(f"for (long i = i0; i < i0 + {together}; ++i)"):
+            w.line(f"{name}[i] = found + {_at(starts - lookups, axes, axis, 'i')};")
+
+
+def _at(value: Lin, axes: Axes, axis: int, index: str) -> str:
+    """The value as C where the axis has the index of that name."""
+    return c_lin(value, replace(axes, names={**axes.names, axis: index}))
 
 
 def _digits(value: Lin, axis: int) -> Iterator[Digit]:
