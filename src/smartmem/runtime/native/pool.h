@@ -4,7 +4,7 @@
  * workers.  A step's tasks [0, tasks) are handed out in chunks of `grain`; all its tasks have returned before the next
  * step starts.  A step with one chunk runs on the caller and wakes nobody.
  *
- * Between runs the workers sleep.  Inside a run a waiting thread spins for some 30 microseconds and then sleeps too, so
+ * Between runs the workers sleep.  Inside a run a waiting thread spins for some 300 microseconds and then sleeps too, so
  * more threads than cores cost time but never spin for ever.
  */
 #ifndef SM_POOL_H
