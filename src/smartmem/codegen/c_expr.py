@@ -345,7 +345,7 @@ class Emitter:
         return self.name(scalar_alu(node, [a.text for a in args]), node.dtype, False)
 
     def _in_lanes(self, node: Expr, value: Value) -> str:
-        """The value of a node in all lanes. Floats are compared in the lanes: spreading a scalar's flag takes longer."""
+        """The value of a node in all lanes. Floats are compared there: to spread a scalar's flag takes longer."""
         compares = isinstance(node, Alu) and (node.op in COMPARE or node.op == "isnan")
         if value.vector or not compares or any(a.dtype != np.float32 for a in operands(node)):
             return self.as_vector(value, node.dtype)
