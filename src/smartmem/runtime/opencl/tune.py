@@ -21,7 +21,7 @@ from smartmem.runtime.opencl.program import DeviceProgram
 
 PLACEMENTS: Sequence[Memory] = ("auto", "buffer", "texture")
 WARM_UP, ROUNDS, REPEATS = 3, 5, 5
-SECONDS = 0.5  # of runs in turns at least: what else a device has to do may fill a fifth of that
+SECONDS = 0.5  # of runs at least: what else a device has to do may meet all of the 25 ms that small networks take
 
 
 def fastest(
