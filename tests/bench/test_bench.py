@@ -6,14 +6,16 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import sys
+import time
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
 from tests.bench import fakes
 
-from smartmem.bench import networks, rounds, run, runner, worker
+from smartmem.bench import judge, networks, rounds, run, runner, worker
 from smartmem.bench.networks import Case
 from smartmem.bench.options import Options, find_device
 from smartmem.bench.page import page
@@ -229,18 +231,35 @@ def test_gpu_peers_want_a_device(tmp_path):
         measure(options(tmp_path, device="opencl", memories=("auto", "textures")))
 
 
-def test_jobs_load_together(fake, monkeypatch):
+def test_jobs_prepare_and_load_together(fake, monkeypatch):
     """Each of the two loads when both have begun; one after the other, the first waits for ever."""
     given = options(fake, against=("executorch", "inductor"), levels=(), work=fake / "work", rounds=1, limit=3.0)
-    assert [row.error for row in measure(dataclasses.replace(given, timed=False)).rows] == ["", ""]
-    for path in (fake / "log-begun").iterdir():
-        path.unlink()
     monkeypatch.setenv("BENCH_TOGETHER", "2")
-    assert [row.error for row in measure(dataclasses.replace(given, jobs=2)).rows] == ["", ""]
-    for path in (fake / "log-begun").iterdir():
-        path.unlink()
-    errors = [row.error for row in measure(given).rows]
-    assert errors[0] == "no answer within 3 s (load)"
+
+    def errors(**more) -> list[str]:
+        for path in (fake / "log-begun").glob("*"):
+            path.unlink()
+        return [row.error for row in measure(dataclasses.replace(given, **more)).rows]
+
+    late = "no answer within 3 s (load)"
+    assert errors(timed=False)[0] == late
+    shutil.rmtree(fake / "work")
+    assert errors(timed=False, jobs=2) == ["", ""]
+    assert errors(jobs=2) == ["", ""]
+    assert errors()[0] == late
+
+
+def test_ctrl_c_while_two_prepare(fake, monkeypatch):
+    """The one that answers is judged, which is interrupted; the other waits for ever and is not waited for."""
+    monkeypatch.setattr(judge.Judge, "__call__", _interrupted)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        measure(options(fake, against=("onnxruntime", "ncnn"), levels=(), limit=60.0, jobs=2))
+    assert time.monotonic() - began < 50
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def test_groups_share_an_anchor(fake, monkeypatch):

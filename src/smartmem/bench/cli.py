@@ -68,7 +68,8 @@ def bench(
     ] = "fp32",
     layout: Layout = "greedy",
     jobs: Annotated[
-        int, typer.Option(min=1, help="Runners that load at the same time; the rounds take turns in any case.")
+        int,
+        typer.Option(min=1, help="Runners that prepare and load at the same time; rounds take turns in any case."),
     ] = 1,
 ) -> None:
     """Measure every level beside other runtimes, interleaved in one run.

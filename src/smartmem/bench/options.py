@@ -27,7 +27,7 @@ class Options:
         device, layout: where smartmem runs and how layouts are assigned there, as `smartmem run` takes them.
         memories, precisions: on a device, every level has a row for each of both, every GPU peer for each precision.
             On the CPU every level, and peers that have it, for each precision.
-        jobs: runners of a network that load at the same time before the rounds; the rounds take turns in any case.
+        jobs: runners of a network that are prepared, and load, at the same time; the rounds take turns in any case.
         load: busy processes that run beside the measured ones.
         clock: "wall", or "cpu" for the CPU time of all threads, which other processes on the machine disturb less.
         limit: seconds that a runner may take to convert, and again to load and answer.

@@ -2,7 +2,7 @@
 
 In: `Options`. Out: a `Result` with one row per network and runner. Each network goes through two phases:
 
-    prepare    (`runner`, `judge`)  every runner converts, loads and answers, one at a time; a wrong answer is not timed
+    prepare    (`runner`, `judge`)  every runner converts, loads and answers; a wrong answer is not timed
     rounds     (`rounds`)           those that were right take turns
 
 With `Options.work` the first phase leaves what it made on the disk, and a later call only loads and runs it.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,15 +96,37 @@ def _measure_case(
         runners.append(Runner(row, case, folder / row.label.replace(" ", "-"), options, threads))
     # Without a sample, the first peer that runs is the reference: it is asked before smartmem's levels are.
     order = runners if case.outputs else sorted(runners, key=lambda runner: runner.row.level is not None)
-    for index, runner in enumerate(order):
-        if report is not None:
-            report(f"{case.name}: prepare", index, len(order))
-        if not runner.row.error:
-            runner.prepare(judge)
+    _prepare(case.name, [runner for runner in order if not runner.row.error], judge, options.jobs, report)
     if options.timed:
         with busy_processes(options.load):
             time_runners(case.name, order, options.rounds, report, options.jobs)
     return judge.reference
+
+
+def _prepare(name: str, runners: list[Runner], judge: Judge, jobs: int, report: Report | None) -> None:
+    """Prepare runners, `jobs` at a time as soon as there is an answer to compare the others with."""
+    done = 0
+
+    def show() -> None:
+        if report is not None:
+            report(f"{name}: prepare", done, len(runners))
+
+    show()
+    while done < len(runners) and not judge.reference:
+        runners[done].prepare(judge)
+        done += 1
+        show()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for work in as_completed([pool.submit(runner.prepare, judge) for runner in runners[done:]]):
+                work.result()
+                done += 1
+                show()
+        except BaseException:  # Ctrl-C, too: the pool waits for what it has begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for runner in runners:
+                runner.interrupt()
+            raise
 
 
 def _rows(options: Options, on_device: bool, threads: int, folder: Path) -> tuple[list[Row], dict[str, str]]:

@@ -132,6 +132,11 @@ class Runner:
             self._worker = None
             shutil.rmtree(self._temporary, ignore_errors=True)  # a process that is ended cleans nothing up
 
+    def interrupt(self) -> None:
+        """Kill its process, so that another thread, which waits for an answer of it, does not wait on."""
+        if self._worker is not None:
+            self._worker.kill()
+
     def end(self) -> None:
         """Stop; where the disk is nearly full, what was converted goes."""
         self.stop()
