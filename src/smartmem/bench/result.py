@@ -6,7 +6,6 @@ read_json(Path("out.json"))        the same `Result`
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from smartmem.errors import InputError
+from smartmem.runtime.march import cpu_name
 
 
 @dataclass
@@ -151,14 +151,8 @@ def write_text(target: str, text: str) -> None:
 
 def machine() -> dict[str, str]:
     """CPU, number of usable CPUs, system, Python."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cpus": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

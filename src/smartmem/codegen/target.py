@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 from smartmem.runtime import matrix_units
+from smartmem.runtime.march import host_family, present_features
 from smartmem.schedule.code import Target
 
 _AVX512 = (
@@ -40,22 +40,15 @@ def target_of(march: str) -> Target:
 
 def _native() -> Target:
     l1, l2 = _cache_bytes(1) or 32 << 10, _cache_bytes(2) or 512 << 10
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        flags = _cpu_flags()
-        if "avx512f" in flags:
-            units = flags.issuperset(matrix_units.FEATURES) and matrix_units.permitted()
-            return Target(16, 32, l1, l2, dot4="avx512_vnni" in flags, units=units)
-        return Target(8 if "avx" in flags else 4, 16, l1, l2, dot4="avx_vnni" in flags)
-    return Target(4, 32, l1, l2)
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {"avx"}  # every x86 Mac has AVX2
-    line = next((x for x in text.splitlines() if x.startswith("flags")), "")
-    return set(line.split(":", 1)[-1].split())
+    if host_family() != "x86_64":
+        return Target(4, 32, l1, l2)
+    features = present_features()
+    if features is None:
+        features = frozenset({"avx"})  # every x86 Mac has AVX2
+    if "avx512f" in features:
+        units = features.issuperset(matrix_units.FEATURES) and matrix_units.permitted()
+        return Target(16, 32, l1, l2, dot4="avx512_vnni" in features, units=units)
+    return Target(8 if "avx" in features else 4, 16, l1, l2, dot4="avx_vnni" in features)
 
 
 def _cache_bytes(level: int) -> int:

@@ -14,12 +14,12 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from smartmem.runtime.artifact import NativeStep, Program, Slot
 from smartmem.runtime.cache import Cache
 from smartmem.runtime.cc import Compiler, build_library, compiler_key
+from smartmem.runtime.march import cpu_name
 from smartmem.runtime.model import Model
 from smartmem.runtime.plan import plan_source
 
@@ -212,13 +212,3 @@ def _part(footprint: int, threads: int) -> int:
 
 def _rounds(footprint: int, threads: int) -> int:
     return max(1, MOVED // (4 * threads * _part(footprint, threads)))
-
-
-def cpu_name() -> str:
-    """What the system calls the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Hardware")))
-    return next(names, platform.machine())

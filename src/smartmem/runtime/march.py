@@ -73,13 +73,29 @@ def features(macros: frozenset[str], units: bool = False) -> list[str]:
     return sorted(table[macro] for macro in macros if macro in table)
 
 
-def missing_features(needed: list[str], cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Those of `needed` that this machine lacks; empty where the system does not say what it has."""
+def present_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str] | None:
+    """The features of this machine's CPU, None where the system does not say them."""
     for line in _first_processor(cpuinfo):
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
-            return sorted(set(needed) - set(value.split()))
-    return []
+            return frozenset(value.split())
+    return None
+
+
+def missing_features(needed: list[str], cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Those of `needed` that this machine lacks; empty where the system does not say what it has."""
+    present = present_features(cpuinfo)
+    return [] if present is None else sorted(set(needed) - present)
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What the system calls the processor."""
+    try:
+        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Hardware")))
+    return next(names, platform.machine())
 
 
 def cpu_text(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
