@@ -250,12 +250,15 @@ def test_jobs_prepare_and_load_together(fake, monkeypatch):
 
 
 def test_ctrl_c_while_two_prepare(fake, monkeypatch):
-    """The one that answers is judged, which is interrupted; the other waits for ever and is not waited for."""
+    """The one that answers is judged, which is interrupted; the other, which never answers, is not waited for, and its
+    end is not kept as an error.
+    """
     monkeypatch.setattr(judge.Judge, "__call__", _interrupted)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        measure(options(fake, against=("onnxruntime", "ncnn"), levels=(), limit=60.0, jobs=2))
+        measure(options(fake, against=("onnxruntime", "ncnn"), levels=(), work=fake / "work", limit=60.0, jobs=2))
     assert time.monotonic() - began < 50
+    assert not list((fake / "work").rglob("prepared.json"))
 
 
 def _interrupted(*_):

@@ -54,6 +54,7 @@ class Runner:
         self._options = options
         self._threads = threads
         self._worker: Worker | None = None
+        self._interrupted = False
 
     @property
     def outputs(self) -> Path:
@@ -87,6 +88,8 @@ class Runner:
                 judge(self)
 
         self._guarded(work)
+        if self._interrupted:
+            return
         self._record.write_text(json.dumps({"key": key, "limit": self._options.limit, "row": asdict(self.row)}))
         self.end()
 
@@ -133,7 +136,8 @@ class Runner:
             shutil.rmtree(self._temporary, ignore_errors=True)  # a process that is ended cleans nothing up
 
     def interrupt(self) -> None:
-        """Kill its process, so that another thread, which waits for an answer of it, does not wait on."""
+        """End what another thread does with it, which waits for an answer of its process; nothing of that is kept."""
+        self._interrupted = True
         if self._worker is not None:
             self._worker.kill()
 
@@ -245,6 +249,8 @@ class Runner:
         return words | {"memory": self.row.memory, "layout": options.layout} if self.row.memory else words
 
     def _start(self) -> None:
+        if self._interrupted:
+            raise WorkerError("interrupted")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._temporary.mkdir(exist_ok=True)
         environment = peer_class(self.row.runner).environment(self._threads) | {

@@ -1,4 +1,5 @@
-"""Instruction sets: which CPU family a name belongs to, and what a CPU must offer to run code made for it.
+"""Instruction sets: which CPU family a name belongs to, what a CPU must offer to run code made for it, and what this
+machine's CPU is.
 
 The C compiler's predefined macros say what code may use (`__AVX512F__`); /proc/cpuinfo says what the machine has
 (`avx512f`). Only features in both tables are compared.
