@@ -93,6 +93,15 @@ def test_numbers(batch: int, queries: int, keys: int, depth: int, width: int, on
     assert not is_read_once(proto, "layout")
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "width", "sums"),
+    [(4, 64, 32, "acc[2][4][2]"), (4, 63, 32, "acc[1][4][2]"), (6, 64, 64, "acc[1][6][4]")],
+)
+def test_sums_in_turns(queries: int, keys: int, width: int, sums: str) -> None:
+    """Two of each, unless the keys are odd or the registers too few."""
+    assert f"f32v {sums};" in source(attention(6, queries, keys, 32, width, routes=True))
+
+
 def test_keys_and_values_of_the_same_tokens_share_starts() -> None:
     """Both are read where routes say, from one tensor: the addresses are found once."""
     regions, routes, heads, width = 6, 4, 2, 32

@@ -22,7 +22,7 @@ import numpy as np
 
 from smartmem.errors import InputError, RuntimeFailure
 from smartmem.runtime import matrix_units
-from smartmem.runtime.arrays import Array, aligned_empty, dtype_of, readable, working_memory
+from smartmem.runtime.arrays import Array, dtype_of, empty_output, readable, working_memory
 from smartmem.runtime.artifact import HostStep, NativeStep, Program
 from smartmem.runtime.compiled import CompiledModel, StepTime
 from smartmem.runtime.host_steps import HostSteps, fresh
@@ -90,6 +90,8 @@ class Model(CompiledModel):
         # What a call sets: a run leaves nothing of Python in the caches, and a walk over all slots took 0.1 ms.
         slots = enumerate(self.program.slots)
         self._given = [(index, slot.name, slot.kind) for index, slot in slots if slot.kind in ("input", "output")]
+        specs = self.program.outputs
+        self._made = [(spec.name, spec.shape, dtype_of(spec.dtype)) for spec in specs if spec.shape is not None]
         self._pool: weakref.finalize[Any, Any] | None = None
         self._pool_handle = 0
         _alive.add(self)
@@ -122,11 +124,7 @@ class Model(CompiledModel):
             self._pool = None
 
     def _run(self, inputs: dict[str, Array], times: list[StepTime] | None) -> list[Array]:
-        outputs = {
-            spec.name: aligned_empty(spec.shape, dtype_of(spec.dtype))
-            for spec in self.program.outputs
-            if spec.shape is not None
-        }
+        outputs = {name: empty_output(shape, dtype) for name, shape, dtype in self._made}
         with self._lock:
             if self._closed:
                 raise RuntimeFailure("the model is closed; load or compile it again")

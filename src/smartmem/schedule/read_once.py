@@ -9,6 +9,7 @@ by that:
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,10 +43,14 @@ def reads_once(p: Pipeline, stage: Stage) -> bool:
 
 def _by_rows(p: Pipeline, stage: Stage) -> bool:
     lanes, columns = p.target.lanes, p.flats[stage.name].columns
-    vectors = columns // lanes
-    if columns % lanes or p.height * vectors + vectors + 1 > p.target.registers:  # sums, a row of B, an element of A
+    if columns % lanes or _registers(p.height, columns // lanes, 1) > p.target.registers:
         return False
     return _contiguous(p, stage, N, columns)
+
+
+def _registers(rows: int, vectors: int, chains: int) -> int:
+    """Of sums, a row of B, an element of A."""
+    return chains * rows * vectors + vectors + 1
 
 
 def _by_squares(p: Pipeline, stage: Stage) -> bool:
@@ -95,17 +100,25 @@ def _rows(e: RowEmitter, stage: Stage, tables: Tables, stride: int) -> None:
     b, flat = _operand(p, stage)
     rows, lanes = p.height, p.target.lanes
     vectors = flat.columns // lanes
-    w.line(f"f32v acc[{rows}][{vectors}];")
-    _each(e, rows, vectors, "acc[i][j] = sm_splat(0.0f);")
-    with w.loop("k0", flat.extents[K]):
+    chains = CHAINS if flat.extents[K] % CHAINS == 0 and _registers(rows, vectors, CHAINS) <= p.target.registers else 1
+    w.line(f"f32v acc[{chains}][{rows}][{vectors}];")
+    w.line(f"#pragma GCC unroll {chains}")
+    with w.loop("c", chains):
+        _each(e, rows, vectors, "acc[c][i][j] = sm_splat(0.0f);")
+    with ExitStack() as loops:
+        loops.enter_context(w.loop("k", flat.extents[K], 0, str(chains)))
+        w.line(f"#pragma GCC unroll {chains}")
+        loops.enter_context(w.loop("c", chains))
+        w.line("const long k0 = k + c;")
         context = find_starts(e, b, _context(e, flat, N), N, tables)
         w.line(f"f32v column[{vectors}];")
         for j in range(vectors):
             names = {**context.axes.names, N: str(j * lanes)}
             emitter = Emitter(w, replace(context, axes=replace(context.axes, names=names)))
             w.line(f"column[{j}] = {emitter.as_vector(emitter.value(b), b.dtype)};")
-        _each(e, rows, vectors, "acc[i][j] += sm_splat(a[i][k0]) * column[j];")
-    _each(e, rows, vectors, f"sm_store(cq + i * {stride} + j * SM_W, acc[i][j]);")
+        _each(e, rows, vectors, "acc[c][i][j] += sm_splat(a[i][k0]) * column[j];")
+    total = " + ".join(f"acc[{c}][i][j]" for c in range(chains))
+    _each(e, rows, vectors, f"sm_store(cq + i * {stride} + j * SM_W, {total});")
 
 
 def _squares(e: RowEmitter, stage: Stage, tables: Tables, stride: int) -> None:
