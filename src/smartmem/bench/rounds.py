@@ -18,13 +18,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from smartmem.bench.peers import FLOOR, SMARTMEM
-from smartmem.bench.runner import Runner
+from smartmem.bench.runner import Runner, side_by_side
 
 SPARE = 1 << 30  # bytes of memory that stay free
 
@@ -46,14 +45,13 @@ def time_runners(
             live = list(anchor)
             if report is not None:
                 report(f"{name}: load", loaded, total)
-            with ThreadPoolExecutor(jobs) as pool:
-                for runner, ready in zip(members, pool.map(Runner.load, members), strict=True):
-                    loaded += 1
-                    runner.row.group = group
-                    if ready:
-                        live.append(runner)
-                    if report is not None:
-                        report(f"{name}: load", loaded, total)
+            for runner, ready in side_by_side(members, Runner.load, jobs):
+                loaded += 1
+                runner.row.group = group
+                if ready:
+                    live.append(runner)
+                if report is not None:
+                    report(f"{name}: load", loaded, total)
             if live != anchor:
                 _do_rounds(name, live, group, rounds, report)
             anchor = [runner for runner in live[:1] if not runner.row.error]

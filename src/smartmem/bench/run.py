@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from smartmem.bench.options import Options, check, described, find_device
 from smartmem.bench.peers import ALL, BF16_PEERS, FLOOR, GPU_PEERS, PEERS, SMARTMEM
 from smartmem.bench.result import Result, Row, machine, now
 from smartmem.bench.rounds import Report, busy_processes, time_runners
-from smartmem.bench.runner import Runner
+from smartmem.bench.runner import Runner, side_by_side
 from smartmem.errors import InputError
 from smartmem.inputs import write_npz
 from smartmem.levels import LEVELS
@@ -116,17 +115,9 @@ def _prepare(name: str, runners: list[Runner], judge: Judge, jobs: int, report: 
         runners[done].prepare(judge)
         done += 1
         show()
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            for work in as_completed([pool.submit(runner.prepare, judge) for runner in runners[done:]]):
-                work.result()
-                done += 1
-                show()
-        except BaseException:  # Ctrl-C, too: the pool waits for what it has begun
-            pool.shutdown(wait=False, cancel_futures=True)
-            for runner in runners:
-                runner.interrupt()
-            raise
+    for _ in side_by_side(runners[done:], lambda runner: runner.prepare(judge), jobs):
+        done += 1
+        show()
 
 
 def _rows(options: Options, on_device: bool, threads: int, folder: Path) -> tuple[list[Row], dict[str, str]]:

@@ -17,10 +17,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from smartmem.bench.networks import Case
 from smartmem.bench.options import Options
@@ -36,6 +37,7 @@ SLACK = 3  # times the longest run that is timed: what took longer in preparatio
 SPARE_DISK = 6 << 30  # bytes; with less than that left, converted files are deleted and made again when they are timed
 
 Judge = Callable[["Runner"], None]
+T = TypeVar("T")
 
 
 class Runner:
@@ -262,6 +264,18 @@ class Runner:
     def _asked(self, **request: Any) -> dict[str, Any]:
         assert self._worker is not None
         return self._worker.ask(self._options.limit, **request)
+
+
+def side_by_side(runners: Sequence[Runner], action: Callable[[Runner], T], jobs: int) -> Iterator[tuple[Runner, T]]:
+    """Each runner and what `action` gives for it, in order, `jobs` at a time. What interrupts that ends the others."""
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield from zip(runners, pool.map(action, runners), strict=True)
+        except BaseException:  # Ctrl-C, too: the pool waits for what it has begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for runner in runners:
+                runner.interrupt()
+            raise
 
 
 def takes_part(number: int, count: int, rounds: int) -> bool:

@@ -89,10 +89,10 @@ def missing_features(needed: list[str], cpuinfo: Path = Path("/proc/cpuinfo")) -
     return [] if present is None else sorted(set(needed) - present)
 
 
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_name() -> str:
     """What the system calls the processor."""
     try:
-        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Hardware")))

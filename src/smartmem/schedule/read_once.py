@@ -9,7 +9,6 @@ by that:
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -105,18 +104,17 @@ def _rows(e: RowEmitter, stage: Stage, tables: Tables, stride: int) -> None:
     w.line(f"#pragma GCC unroll {chains}")
     with w.loop("c", chains):
         _each(e, rows, vectors, "acc[c][i][j] = sm_splat(0.0f);")
-    with ExitStack() as loops:
-        loops.enter_context(w.loop("k", flat.extents[K], 0, str(chains)))
+    with w.loop("k", flat.extents[K], 0, str(chains)):
         w.line(f"#pragma GCC unroll {chains}")
-        loops.enter_context(w.loop("c", chains))
-        w.line("const long k0 = k + c;")
-        context = find_starts(e, b, _context(e, flat, N), N, tables)
-        w.line(f"f32v column[{vectors}];")
-        for j in range(vectors):
-            names = {**context.axes.names, N: str(j * lanes)}
-            emitter = Emitter(w, replace(context, axes=replace(context.axes, names=names)))
-            w.line(f"column[{j}] = {emitter.as_vector(emitter.value(b), b.dtype)};")
-        _each(e, rows, vectors, "acc[c][i][j] += sm_splat(a[i][k0]) * column[j];")
+        with w.loop("c", chains):
+            w.line("const long k0 = k + c;")
+            context = find_starts(e, b, _context(e, flat, N), N, tables)
+            w.line(f"f32v column[{vectors}];")
+            for j in range(vectors):
+                names = {**context.axes.names, N: str(j * lanes)}
+                emitter = Emitter(w, replace(context, axes=replace(context.axes, names=names)))
+                w.line(f"column[{j}] = {emitter.as_vector(emitter.value(b), b.dtype)};")
+            _each(e, rows, vectors, "acc[c][i][j] += sm_splat(a[i][k0]) * column[j];")
     total = " + ".join(f"acc[{c}][i][j]" for c in range(chains))
     _each(e, rows, vectors, f"sm_store(cq + i * {stride} + j * SM_W, {total});")
 
