@@ -212,3 +212,33 @@ def test_the_sum_joins_the_attention_not_the_convolution() -> None:
     (local,) = (row for row in rows.values() if "local" in row["origin"])
     assert local["family"] == "window"
     assert "both" not in local["origin"]
+
+
+def transposed_means(channels: int) -> onnx.ModelProto:
+    """Means over 2x2 windows of an image whose channels are innermost, as (channel, window)."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "cut"], ["windows"]),
+        helper.make_node("ReduceMean", ["windows"], ["means"], axes=[1, 3], keepdims=0),
+        helper.make_node("Reshape", ["means", "flat"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["y"], perm=[1, 0]),
+    ]
+    shapes = {"cut": [7, 2, 7, 2, channels], "flat": [49, channels]}
+    constants = {name: np.array(values, np.int64) for name, values in shapes.items()}
+    return model(nodes, {"x": (1, 14, 14, channels)}, constants=constants)
+
+
+@pytest.mark.parametrize(("channels", "tasks"), [(256, 8), (250, 8), (400, 25), (512, 8)])
+def test_no_two_tasks_store_to_the_same_lines(channels: int, tasks: int) -> None:
+    """Windows are neighbours in memory, vectors of channels are 49 elements apart: tasks are blocks of channels."""
+    proto = transposed_means(channels)
+    step, text = window_of(build_program(proto, level="full", march="x86-64-v4"))
+    assert step.tasks == tasks
+    assert re.search(r"i\d = part \* ", text)
+    agrees(proto, "full")
+
+
+def test_a_vector_of_channels_is_not_divided() -> None:
+    proto = transposed_means(16)
+    step, _ = window_of(build_program(proto, level="full", march="x86-64-v4"))
+    assert step.tasks in (1, 7)
+    agrees(proto, "full")

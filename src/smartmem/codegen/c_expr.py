@@ -32,6 +32,11 @@ class Lane:
     width: int
     count: str | None = None
 
+    @property
+    def vectors(self) -> int:
+        """How many the extent takes."""
+        return -(-self.extent // self.width)
+
 
 @dataclass(frozen=True)
 class Value:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from smartmem.codegen.c_expr import Lane
+from smartmem.codegen.c_index import along
 from smartmem.codegen.writer import Writer
 from smartmem.kernel.expr import cost
 from smartmem.kernel.stage import Kernel
@@ -18,6 +19,7 @@ from smartmem.schedule.row_blocks import TALL_BLOCK
 TASKS = 64  # enough for threads to balance; more only costs calls
 TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
 BANDS = 16  # tasks wanted of bands of rows: large ones, so that rows find in the caches what the one before read
+LINE = 16  # elements that threads pass to each other when they store to the same line
 NARROW = (4, 2)  # least vectors of a block then, for it takes time to begin a run; with code of its own at borders less
 
 
@@ -51,6 +53,8 @@ class Tasks:
             rows = overlap(nest, jam, lane)
             if rows is not None and rows[0] in loops:
                 return _bands(nest, lane, loops, rows, NARROW[jam.edges], min(wanted, BANDS), target)
+        if lane is not None and loops and 1 < wanted <= lane.vectors and _shares_lines(nest, lane, loops[0]):
+            return _of_lane(loops, lane, max(wanted, nest.extents[loops[0]]))
         outer, tasks = 0, 1
         while outer < len(loops) and tasks < wanted:
             tasks *= nest.extents[loops[outer]]
@@ -112,6 +116,20 @@ class Tasks:
         return lane.extent % lane.width != 0
 
 
+def _shares_lines(nest: Nest, lane: Lane, loop: int) -> bool:
+    """Whether iterations of a loop store to the same cache lines, and vectors of the lane to others."""
+    step, apart = (along(nest.store, axis, nest.extents[axis], 1).stride for axis in (loop, lane.axis))
+    return step is not None and apart is not None and 0 < step < min(LINE, apart)
+
+
+def _of_lane(loops: tuple[int, ...], lane: Lane, wanted: int) -> Tasks:
+    """Blocks of the lane, an even number where it can be, and all loops in each."""
+    vectors = lane.vectors
+    wanted = min(vectors, wanted + wanted % 2)
+    block = next(size for size in range(vectors // wanted, 0, -1) if vectors % size == 0)
+    return Tasks(loops, 0, vectors // block, block * lane.width, vectors // block)
+
+
 def _bands(
     nest: Nest, lane: Lane, loops: tuple[int, ...], rows: tuple[int, int], least: int, wanted: int, target: Target
 ) -> Tasks:
@@ -126,7 +144,7 @@ def _bands(
     before = math.prod(nest.extents[a] for a in loops[:-1])
     height = math.prod(nest.extents[: nest.space]) // (lane.extent * before)
     lines = nest.extents[axis]
-    vectors = -(-lane.extent // lane.width)
+    vectors = lane.vectors
     blocks = -(-vectors // max(least, target.l1 // 2 // (4 * values * lane.width)))
     bands = 1 if before > 1 else 2
     if height < 2 * TALL_BLOCK:
