@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import mmap
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def working_memory(sizes: Sequence[int]) -> list[Array]:
     return [raw[start + place : start + place + size] for place, size in zip(places, sizes, strict=False)]
 
 
+@functools.cache
 def dtype_of(name: str) -> np.dtype[Any]:
     """The numpy dtype called `name`, those of the ml_dtypes package too."""
     try:
