@@ -18,8 +18,8 @@ from smartmem.schedule.row_blocks import TALL_BLOCK
 
 TASKS = 64  # enough for threads to balance; more only costs calls
 TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
+LINE = 16  # elements of a cache line, which cores pass to each other if both store to it
 BANDS = 16  # tasks wanted of bands of rows: large ones, so that rows find in the caches what the one before read
-LINE = 16  # elements that threads pass to each other when they store to the same line
 NARROW = (4, 2)  # least vectors of a block then, for it takes time to begin a run; with code of its own at borders less
 
 
