@@ -38,6 +38,11 @@ class Lane:
         return -(-self.extent // self.width)
 
 
+def step_along(value: Lin, lane: Lane) -> int | None:
+    """By how much a Lin moves from one value of a vector to the next; None: irregularly."""
+    return along(value, lane.axis, lane.extent, lane.width).stride
+
+
 @dataclass(frozen=True)
 class Value:
     """A C expression; `vector` tells a vector (f32v, or an i32v mask for bools) from a scalar."""
@@ -173,7 +178,7 @@ class Emitter:
         lane = self.context.lane
         if lane is None or along(node.lin, lane.axis, lane.extent, lane.width).uniform:
             return self.name(f"({C_TYPES[node.dtype.name]})({c_lin(node.lin, self.context.axes)})", node.dtype, False)
-        step = along(node.lin, lane.axis, lane.extent, lane.width).stride
+        step = step_along(node.lin, lane)
         if step is None:
             return self._per_lane(node)
         base = f"sm_splat((float)({c_lin(node.lin, self.context.axes)}))"
@@ -198,7 +203,7 @@ class Emitter:
         where = self.address(address)
         if lane is None:
             return self.name(f"{pointer}[{where}]", dtype, False)
-        step = along(address, lane.axis, lane.extent, lane.width).stride
+        step = step_along(address, lane)
         if step == 0:
             return self.name(f"{pointer}[{where}]", dtype, False)
         if step is None and dtype == np.float32:
@@ -224,7 +229,7 @@ class Emitter:
     def _load_bytes(self, pointer: str, address: Lin, zero: int) -> Value:
         """The float, or the vector of floats, that lies in memory as a byte."""
         lane, where, kind = self.context.lane, self.address(address), np.dtype(np.float32)
-        step = 0 if lane is None else along(address, lane.axis, lane.extent, lane.width).stride
+        step = 0 if lane is None else step_along(address, lane)
         if lane is None or step == 0:
             return self.name(plus(f"(float){pointer}[{where}]", -zero, False), kind, False)
         if step == 1:
@@ -378,7 +383,7 @@ def _first(node: Expr) -> tuple[Expr, ...]:
 def lane_free(guards: tuple[Guard, ...], lane: Lane) -> bool:
     """Whether guards have one truth value per chunk: they do not move along the lane, or only at chunk borders."""
     for guard in guards:
-        step = along(guard.lin, lane.axis, lane.extent, lane.width).stride
+        step = step_along(guard.lin, lane)
         if step == 0:
             continue
         aligned = all(s % lane.width == 0 for s, d in guard.lin.terms if d.axis != lane.axis or d.lo != 1)
@@ -415,7 +420,7 @@ def vector_lookup(storages: Mapping[str, Storage], pointers: Mapping[str, str]) 
         storage = storages[lookup.tensor]
         address = storage.at(lookup.index)
         kind = {"int32": "i32", "int64": "i64", "uint8": "u8", "uint16": "u16"}.get(storage.dtype.name)
-        if kind is None or along(address, lane.axis, lane.extent, lane.width).stride != 1:
+        if kind is None or step_along(address, lane) != 1:
             return None
         place = f"{pointers[lookup.tensor]} + {c_lin(address, axes)}"
         if storage.dtype.kind == "u":

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Context, Emitter, LocalReader, Value, lane_free
+from smartmem.codegen.c_expr import Context, Emitter, LocalReader, Value, lane_free, step_along
 from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.codegen.c_operations import C_TYPES
-from smartmem.codegen.cl_memory import MemoryAccess, shifted, step_along
+from smartmem.codegen.cl_memory import MemoryAccess, shifted
 from smartmem.index.lin import Lin
 from smartmem.index.map import Guard
 from smartmem.kernel.expr import Choose, Expr, Iota, Load

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Lane
-from smartmem.codegen.c_index import Axes, along, c_lin
+from smartmem.codegen.c_expr import Lane, step_along
+from smartmem.codegen.c_index import Axes, c_lin
 from smartmem.index.lin import Lin
 from smartmem.kernel.expr import DType
 from smartmem.layout.memory import LANES
@@ -26,11 +26,6 @@ CL_TYPES = {
     "bfloat16": "ushort",
 }  # fmt: skip
 _COMPONENT = "xyzw"
-
-
-def step_along(value: Lin, lane: Lane) -> int | None:
-    """By how much a Lin moves from one value of a vector to the next; None: irregularly."""
-    return along(value, lane.axis, lane.extent, lane.width).stride
 
 
 def is_aligned(address: Lin, lane: Lane) -> bool:

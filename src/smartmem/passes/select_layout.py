@@ -24,11 +24,11 @@ from smartmem.layout.memory import order_digits
 from smartmem.layout.storage import Storage, dense
 from smartmem.passes.module import HostOp, Module
 from smartmem.schedule.choices import count_choices, selects
+from smartmem.schedule.code import LINE
 from smartmem.schedule.roles import expr_axes, is_contraction
 
 SWEEPS = 4
 SCATTER = 2  # what a scattered store costs, in packed elements
-LINE = 64  # bytes of a cache line
 ALIASING = 1024  # bytes; rows of a multiple of it share a quarter of the sets of L1 or fewer (64 lines are a round)
 FULL_RUN = 16  # elements from which on a contiguous run serves whole vectors
 

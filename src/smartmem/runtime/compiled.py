@@ -140,10 +140,10 @@ class CompiledModel(abc.ABC):
         return {**inputs, **named}
 
     def _check(self, inputs: dict[str, Any]) -> dict[str, Array]:
-        if inputs.keys() != self._inputs.keys():
-            for name in inputs:
-                if name not in self._inputs:
-                    raise InputError(f"no input is called {name!r}; the model's inputs are {listed(self.input_names)}")
-            missing = listed([name for name in self._inputs if name not in inputs])
-            raise InputError(f"input {missing} is missing; the model's inputs are {listed(self.input_names)}")
+        for name in inputs:
+            if name not in self._inputs:
+                raise InputError(f"no input is called {name!r}; the model's inputs are {listed(self.input_names)}")
+        missing = [name for name in self._inputs if name not in inputs]
+        if missing:
+            raise InputError(f"input {listed(missing)} is missing; the model's inputs are {listed(self.input_names)}")
         return {name: fitting(spec, inputs[name]) for name, spec in self._inputs.items()}

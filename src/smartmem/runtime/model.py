@@ -90,8 +90,6 @@ class Model(CompiledModel):
         # What a call sets: a run leaves nothing of Python in the caches, and a walk over all slots took 0.1 ms.
         slots = enumerate(self.program.slots)
         self._given = [(index, slot.name, slot.kind) for index, slot in slots if slot.kind in ("input", "output")]
-        specs = self.program.outputs
-        self._made = [(spec.name, spec.shape, dtype_of(spec.dtype)) for spec in specs if spec.shape is not None]
         self._pool: weakref.finalize[Any, Any] | None = None
         self._pool_handle = 0
         _alive.add(self)
@@ -124,7 +122,11 @@ class Model(CompiledModel):
             self._pool = None
 
     def _run(self, inputs: dict[str, Array], times: list[StepTime] | None) -> list[Array]:
-        outputs = {name: empty_output(shape, dtype) for name, shape, dtype in self._made}
+        outputs = {
+            spec.name: empty_output(spec.shape, dtype_of(spec.dtype))
+            for spec in self.program.outputs
+            if spec.shape is not None
+        }
         with self._lock:
             if self._closed:
                 raise RuntimeFailure("the model is closed; load or compile it again")

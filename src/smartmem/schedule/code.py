@@ -47,6 +47,7 @@ class KernelCode:
         return max(1, self.tasks // CALLS)
 
 
+LINE = 64  # bytes of a cache line
 STREAMED = 8  # times L2: what is larger comes from main memory in every call
 
 

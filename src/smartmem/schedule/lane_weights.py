@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Lane
-from smartmem.codegen.c_index import along
+from smartmem.codegen.c_expr import Lane, step_along
 from smartmem.index.lin import Digit, Lin, axes_of, lin
 from smartmem.index.map import evaluate
 from smartmem.kernel.expr import Expr, Iota, Load, load, rebuild
@@ -56,7 +55,7 @@ def _packed(
     """The load of a copy in loop order, which is added to `packed`; the load itself where a copy would not help."""
     address = node.index[0]
     loops = set(axes_of(address))
-    step = along(address, lane.axis, lane.extent, lane.width).stride
+    step = step_along(address, lane)
     regular = all(isinstance(digit.axis, int) for _, digit in address.terms)
     size = math.prod(nest.extents[axis] for axis in loops)
     if step in (0, 1) or not regular or lane.axis not in loops or size > max(data.size, SMALL):

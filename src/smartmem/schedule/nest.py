@@ -29,8 +29,9 @@ from smartmem.codegen.c_expr import (
     Value,
     c_guards,
     lookup_renderer,
+    step_along,
 )
-from smartmem.codegen.c_index import Axes, along, c_lin, has_division
+from smartmem.codegen.c_index import Axes, c_lin, has_division
 from smartmem.codegen.c_operations import C_TYPES, c_const, store_bytes
 from smartmem.codegen.writer import Writer
 from smartmem.index.lin import Lin, axes_of
@@ -406,7 +407,7 @@ def store_vector(writer: Writer, context: Context, pointer: str, address: Lin, v
     """Stores a chunk of lanes at an address over the loop axes."""
     lane = context.lane
     assert lane is not None
-    step = along(address, lane.axis, lane.extent, lane.width).stride
+    step = step_along(address, lane)
     where = c_lin(address, context.axes)
     count = f", {lane.count}" if lane.count else ""
     suffix = "_n" if lane.count else ""

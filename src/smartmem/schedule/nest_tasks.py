@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from smartmem.codegen.c_expr import Lane
-from smartmem.codegen.c_index import along
+from smartmem.codegen.c_expr import Lane, step_along
 from smartmem.codegen.writer import Writer
 from smartmem.kernel.expr import cost
 from smartmem.kernel.stage import Kernel
-from smartmem.schedule.code import Target
+from smartmem.schedule.code import LINE, Target
 from smartmem.schedule.loops import Jam, Nest, overlap
 from smartmem.schedule.row_blocks import TALL_BLOCK
 
 TASKS = 64  # enough for threads to balance; more only costs calls
 TASK_WORK = 1 << 14  # operations below which a task is not worth handing out
-LINE = 16  # elements of a cache line, which cores pass to each other if both store to it
 BANDS = 16  # tasks wanted of bands of rows: large ones, so that rows find in the caches what the one before read
 NARROW = (4, 2)  # least vectors of a block then, for it takes time to begin a run; with code of its own at borders less
 
@@ -117,13 +115,14 @@ class Tasks:
 
 
 def _shares_lines(nest: Nest, lane: Lane, loop: int) -> bool:
-    """Whether iterations of a loop store to the same cache lines, and vectors of the lane to others."""
-    step, apart = (along(nest.store, axis, nest.extents[axis], 1).stride for axis in (loop, lane.axis))
-    return step is not None and apart is not None and 0 < step < min(LINE, apart)
+    """Whether iterations of a loop store to the same cache lines, which cores then pass to each other, and vectors of
+    the lane to others."""
+    step, apart = (step_along(nest.store, Lane(axis, nest.extents[axis], 1)) for axis in (loop, lane.axis))
+    return step is not None and apart is not None and 0 < step < min(LINE // 4, apart)
 
 
 def _of_lane(loops: tuple[int, ...], lane: Lane, wanted: int) -> Tasks:
-    """Blocks of the lane, an even number where it can be, and all loops in each."""
+    """Equal blocks of the lane, an even `wanted` or more of them, and all loops in each."""
     vectors = lane.vectors
     wanted = min(vectors, wanted + wanted % 2)
     block = next(size for size in range(vectors // wanted, 0, -1) if vectors % size == 0)

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Lane, lane_free, vectorizable
-from smartmem.codegen.cl_memory import step_along
+from smartmem.codegen.c_expr import Lane, lane_free, step_along, vectorizable
 from smartmem.index.lin import Lin, renumber
 from smartmem.index.map import evaluate
 from smartmem.index.refine import merge, refine

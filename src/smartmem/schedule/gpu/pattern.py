@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Lane, lane_free
-from smartmem.codegen.cl_memory import step_along
+from smartmem.codegen.c_expr import Lane, lane_free, step_along
 from smartmem.index.lin import Digit, Lin, Lookup, Mark, lin, pseudo_axes
 from smartmem.index.map import Guard
 from smartmem.kernel.expr import Choose, Expr, Load, operands

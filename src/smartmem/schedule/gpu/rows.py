@@ -16,10 +16,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from smartmem.codegen.c_expr import Lane, Value, lane_free
+from smartmem.codegen.c_expr import Lane, Value, lane_free, step_along
 from smartmem.codegen.c_index import Axes
 from smartmem.codegen.cl_expr import DeviceContext, DeviceEmitter
-from smartmem.codegen.cl_memory import step_along
 from smartmem.codegen.writer import Writer
 from smartmem.index.substitute import substitute
 from smartmem.kernel.expr import Choose, Expr, Load, walk
